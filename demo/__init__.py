@@ -1,0 +1,1 @@
+"""An example app and a whole local stack on an embedded broker."""

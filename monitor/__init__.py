@@ -1,0 +1,1 @@
+"""What happened: events, tasks, workers, schedules and queues, as facts without presentation."""

@@ -1,0 +1,44 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers import RabbitServer, RedisServer, system_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", name="valkey_server")
+def _valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("valkey"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(name="valkey")
+def _valkey(valkey_server: RedisServer) -> RedisServer:
+    """The embedded Valkey, emptied."""
+    import redis
+
+    with redis.Redis.from_url(valkey_server.url) as client:
+        client.flushall()
+    return valkey_server
+
+
+@pytest.fixture(scope="session", name="redis_server")
+def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Debian's Redis (make integration)."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"), binary=system_command("redis-server"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session", name="rabbit")
+def _rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """A RabbitMQ with its management API (make integration)."""
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit"), management=True)
+    yield server
+    server.stop()
