@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None)
 
 
 def eventually(probe: Callable[[], T], timeout: float = 20.0, interval: float = 0.05) -> T:
-    """Poll until `probe` returns something true (and raises no AssertionError); return it, or fail with its last word."""
+    """Poll until `probe` returns something true (and raises no AssertionError); return it, or fail."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -97,10 +97,8 @@ class Process:
         """End it politely, then for certain; return its exit code."""
         if self.running():
             self.popen.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(timeout)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill_group()
         return self.popen.wait(5)
 
@@ -210,6 +208,7 @@ class RabbitServer:
 
     def stop(self) -> None:
         self.process.kill_group()
+        self.process.popen.wait(10)
         epmd = shutil.which("epmd")
         if epmd:
             subprocess.run(
