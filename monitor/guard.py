@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,14 +30,15 @@ class Guard:
     `KeyboardInterrupt`, `SystemExit` and the pools' own `BaseException`s belong to the host and pass through.
     """
 
-    errors: Counter[str] = Counter()
+    errors: ClassVar[Counter[str]] = Counter()
     """How often each step failed, for tests and for the probes' own reports."""
 
     reraise = False
     """True in our tests, so that a bug behind the guard turns the suite red."""
 
-    _logged: dict[str, float] = {}  # noqa: RUF012 - shared on purpose: one log line a minute in the whole process
-    _lock = threading.Lock()
+    # Shared by the whole process and without a lock: a lock held during a fork would hang the user's pool child, and
+    # the worst that a race costs is a second log line.
+    _logged: ClassVar[dict[str, float]] = {}
 
     __slots__ = ("what",)
 
@@ -59,12 +59,11 @@ class Guard:
         return True
 
     def _note(self, error: Exception) -> None:
-        with self._lock:
-            self.errors[self.what] += 1
-            now = time.monotonic()
-            if now - self._logged.get(self.what, -LOG_EVERY) < LOG_EVERY:
-                return
-            self._logged[self.what] = now
+        self.errors[self.what] += 1
+        now = time.monotonic()
+        if now - self._logged.get(self.what, -LOG_EVERY) < LOG_EVERY:
+            return
+        self._logged[self.what] = now
         try:
             logger.warning("celeryscope: %s failed and was skipped", self.what, exc_info=error)
         except Exception:  # noqa: BLE001 - an exception whose repr raises, or a broken log handler of the host's
@@ -79,7 +78,7 @@ def guarded(what: str, default: R) -> Callable[[Callable[P, R]], Callable[P, R]]
         def safe(*args: P.args, **kwargs: P.kwargs) -> R:
             with Guard(what):
                 return function(*args, **kwargs)
-            return default  # type: ignore[unreachable]  # mypy does not know that the guard swallows
+            return default
 
         return safe
 
