@@ -158,6 +158,17 @@ def embedded_valkey() -> str:
     return str(get_binary_path())
 
 
+def oldest_python() -> str:
+    """Return the interpreter that has the oldest supported Celery (5.4.0), for workers to compare with today's.
+
+    `make integration` makes it, so tests that use it are marked `system`; a missing one is a failure and never a skip.
+    """
+    python = ROOT / ".venv-oldest" / "bin" / "python"
+    if not python.exists():
+        raise RuntimeError("there is no .venv-oldest: run `make oldest-env`")
+    return str(python)
+
+
 def system_command(name: str) -> str:
     """Return the path of a system command; a missing one is a failure and never a skip."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/lib/rabbitmq/bin:/usr/local/sbin")
