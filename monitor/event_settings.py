@@ -12,8 +12,16 @@ from .guard import guarded
 if TYPE_CHECKING:
     from celery import Celery
 
-EVENT_SETTINGS = ("worker_send_task_events", "task_send_sent_event")
-"""Both are off by default, and without them nobody but the worker knows what a task is doing."""
+EVENT_SETTINGS = (
+    "worker_send_task_events",
+    "task_send_sent_event",
+    "CELERY_SEND_EVENTS",
+    "CELERY_SEND_TASK_SENT_EVENT",
+)
+"""The two settings in their new and their old spelling, which Celery still reads.
+
+Both are off by default, and without them nobody but the worker knows what a task is doing.
+"""
 
 
 def connect(app: Celery) -> None:
@@ -35,7 +43,10 @@ def _on_configured(source: Any, **_: Any) -> None:
 
 
 def _prefer_events(conf: Any) -> None:
-    # The last of the settings' layers holds Celery's own defaults, a copy of them per app (detect_settings() in
-    # celery/app/utils.py, the same in 5.4 and 5.7). Every layer is searched for the new and the old name of a setting
-    # before the next one is, so the new name here loses to either spelling in the user's layers.
-    conf.maps[-1].update(dict.fromkeys(EVENT_SETTINGS, True))
+    # The last of the settings' layers holds Celery's own defaults, a copy of them for each app, in the spelling that
+    # the user's configuration has. Only that spelling may change: Celery 5.4 looks a setting up by its new name in
+    # all layers first, so a new name added here would win over the user's old one.
+    defaults = conf.maps[-1]
+    for name in EVENT_SETTINGS:
+        if name in defaults:
+            defaults[name] = True
