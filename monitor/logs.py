@@ -1,0 +1,90 @@
+"""Log lines of celeryscope's own processes: text or JSON on stderr, quiet, and without any secret."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from .masking import HIDDEN, masked
+
+if TYPE_CHECKING:
+    from logging import LogRecord
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+ROOT = "celeryscope"
+START = logging.getLogger("celeryscope.start")
+"""For the one line that says what was started: shown at every level but `error`."""
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-11-21T16:30:00Z WARNING sources: lost the broker`, secrets masked."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self, secrets: Collection[str] = ()) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(part)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.secrets = _hideable(secrets)
+
+    def format(self, record: LogRecord) -> str:
+        """Return the line, and the traceback where there is one."""
+        record.part = _part(record)
+        return _without(self.secrets, super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the record's extras, and exception where there is one."""
+
+    def __init__(self, secrets: Collection[str] = ()) -> None:
+        super().__init__()
+        self.secrets = _hideable(secrets)
+
+    def format(self, record: LogRecord) -> str:
+        """Return the object as one line."""
+        content: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        content.update({key: value for key, value in vars(record).items() if key not in _STANDARD and key != "part"})
+        if record.exc_info:
+            content["exception"] = self.formatException(record.exc_info)
+        return _without(self.secrets, json.dumps(content, default=str, ensure_ascii=False))
+
+
+def configure(
+    level: str, form: Literal["text", "json"], secrets: Collection[str] = (), stream: TextIO | None = None
+) -> None:
+    """Send this process's log to `stream` (stderr): celeryscope's from `level` on, other libraries' from warning on.
+
+    `secrets` are passwords that no line may hold, wherever it comes from.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(TextFormatter(secrets) if form == "text" else JsonFormatter(secrets))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(logging.WARNING, LEVELS[level]))
+    logging.getLogger(ROOT).setLevel(LEVELS[level])
+    START.setLevel(logging.INFO if LEVELS[level] <= logging.WARNING else LEVELS[level])
+    logging.captureWarnings(capture=True)
+
+
+def _part(record: LogRecord) -> str:
+    return record.name.removeprefix(ROOT + ".").removeprefix("monitor.")
+
+
+def _hideable(secrets: Collection[str]) -> list[str]:
+    # The longest first, so that a password that holds another one goes as a whole; short ones would eat plain words.
+    return sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True)
+
+
+def _without(secrets: Collection[str], line: str) -> str:
+    for secret in secrets:
+        line = line.replace(secret, HIDDEN)
+    return masked(line)

@@ -1,0 +1,17 @@
+"""Hiding the secrets inside texts that people will read: URLs in logs, in error messages, on the command line."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+
+# Greedy up to the last @ of a word: a password that was not percent-encoded may hold one.
+_USERINFO = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://[^:/?#@\s]*:)[^\s'\"]*@", re.IGNORECASE)
+_PARAMETER = re.compile(r"(?P<start>[?&][a-z_]*(?:password|secret|token|key_id|access_key)=)[^&\s'\"]*", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """Return `text` with the passwords of all URLs in it replaced by `***`; what holds none comes back as it was."""
+    text = _USERINFO.sub(rf"\g<start>{HIDDEN}@", text)
+    return _PARAMETER.sub(rf"\g<start>{HIDDEN}", text)

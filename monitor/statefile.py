@@ -1,0 +1,175 @@
+"""The one file that survives a restart: written whole or not at all, checked when read, held by one monitor."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+logger = logging.getLogger("celeryscope.monitor.statefile")
+
+VERSION = 1
+MAGIC = b"celeryscope-state"
+KEEP_DAMAGED = 3
+_DIGEST = hashlib.blake2b
+
+
+class StateError(Exception):
+    """A state directory that cannot be used; the message is one line for people."""
+
+
+class _DamagedError(Exception):
+    """The file is torn, or is no state file."""
+
+
+def encode(state: object) -> bytes:
+    """Return the file's content: a line with version, length and checksum, then the state as MessagePack."""
+    payload = msgspec.msgpack.encode(state)
+    return b"%s %d %d %s\n" % (MAGIC, VERSION, len(payload), _DIGEST(payload).hexdigest().encode()) + payload
+
+
+def decode(content: bytes) -> Any:
+    """Return the state in a file's content.
+
+    Raises:
+        StateError: a newer celeryscope wrote it.
+        _DamagedError: it is torn, or is no state file.
+    """
+    header, _, payload = content.partition(b"\n")
+    parts = header.split(b" ")
+    if len(parts) != 4 or parts[0] != MAGIC or not parts[1].isdigit():
+        raise _DamagedError("it does not begin like a state file")
+    version = int(parts[1])
+    if version > VERSION:
+        raise StateError(f"was written by a newer celeryscope (format {version}, this one reads up to {VERSION})")
+    if parts[2] != b"%d" % len(payload) or parts[3] != _DIGEST(payload).hexdigest().encode():
+        raise _DamagedError("its checksum does not match: it is torn or was changed")
+    return msgspec.msgpack.decode(payload, strict=False)
+
+
+class StateFile:
+    """The state of one monitor in a directory, locked from `open` to `close`.
+
+    Files: `state`, `lock`, and `state.damaged-TIME` for the last few that could not be read. All are readable by
+    their owner alone.
+    """
+
+    def __init__(self, directory: Path, wall: Callable[[], float] = time.time) -> None:
+        self.directory = directory
+        self.path = directory / "state"
+        self._wall = wall
+        self._lock: int | None = None
+        self._failing = False
+
+    def open(self) -> dict[str, Any]:
+        """Lock the directory and return the saved state; empty where there is none or it was damaged.
+
+        Raises:
+            StateError: the directory is missing, read-only or held by another monitor, or the file is from a newer
+                version.
+        """
+        try:
+            self._make_directory()
+            self._take_lock()
+            return self._read()
+        except OSError as error:
+            self.close()
+            raise StateError(f"{str(self.directory)!r} cannot be used: {os.strerror(error.errno or 0)}") from None
+        except StateError:
+            self.close()
+            raise
+
+    def save(self, state: dict[str, Any]) -> bool:
+        """Write the state; say whether that worked. A full disk is logged once, and never ends the monitor."""
+        try:
+            self._write(encode(state))
+        except OSError as error:
+            if not self._failing:
+                logger.warning(
+                    "--state-dir: cannot save to %s: %s; going on with what was saved before",
+                    self.directory,
+                    os.strerror(error.errno or 0),
+                )
+            self._failing = True
+            return False
+        if self._failing:
+            logger.warning("--state-dir: saving to %s works again", self.directory)
+        self._failing = False
+        return True
+
+    def close(self) -> None:
+        """Let another monitor have the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _make_directory(self) -> None:
+        try:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            raise StateError(f"{str(self.directory)!r} cannot be made, because its parent does not exist") from None
+        except FileExistsError:
+            raise StateError(f"{str(self.directory)!r} is not a directory") from None
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(
+                f"{str(self.directory)!r} is held by another monitor; give each its own directory"
+            ) from None
+
+    def _read(self) -> dict[str, Any]:
+        # Proves, before anything depends on it, that the directory can be written to.
+        probe = self.directory / "state.new"
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600))
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        try:
+            state = decode(content)
+            if not isinstance(state, dict):
+                raise _DamagedError("it holds no table")
+        except (_DamagedError, msgspec.MsgspecError) as error:
+            self._set_aside(str(error))
+            return {}
+        except StateError as error:
+            raise StateError(f"{str(self.path)!r} {error}; use that version or another directory") from None
+        return state
+
+    def _set_aside(self, reason: str) -> None:
+        aside = self.path.with_name(f"state.damaged-{int(self._wall())}")
+        self.path.replace(aside)
+        logger.warning("--state-dir: %s cannot be read (%s); set aside as %s", self.path, reason, aside.name)
+        for old in sorted(self.directory.glob("state.damaged-*"))[:-KEEP_DAMAGED]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+    def _write(self, content: bytes) -> None:
+        new = self.directory / "state.new"
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor carries the mode
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)
+        self._sync_directory()
+
+    def _sync_directory(self) -> None:
+        # Without it a power cut may bring the old name back; some file systems do not know it.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
