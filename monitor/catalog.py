@@ -208,6 +208,11 @@ MONITOR = (
     _gauge("celeryscope_collector_success", ("collector",), "1 where the collector's last pass succeeded."),
     _gauge("celeryscope_collector_duration_seconds", ("collector",), "Duration of the collector's last pass."),
     _gauge("celeryscope_sample_timestamp_seconds", ("collector",), "When the collector's newest sample was taken."),
+    _counter(
+        "celeryscope_sample_unknown_total",
+        ("collector", "reason"),
+        "Facts that a collector could not learn, by reason; each leaves its series out.",
+    ),
     _gauge("celeryscope_build_info", ("version", "python", "celery"), "1; labels describe this celeryscope."),
 )
 
