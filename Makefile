@@ -1,18 +1,80 @@
 # Everything a contributor runs; CI runs the same targets (.ci/run).
-# Each target makes the virtual environment it needs from any Python 3.11 or newer, by itself.
+# Each target makes the virtual environment it needs by itself, from any Python 3.11 or newer: PYTHON=... names one.
 
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
+PYTEST ?= $(BIN)/python -m pytest
+# What `make integration-packages` installs, by Debian's names.
+DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager
+
 PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
-MODULES := $(wildcard __init__.py __main__.py cli.py)
-TESTS ?=
+CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types imports generated generate bench integration integration-packages
-.PHONY: oldest-env lock clean
+.PHONY: help demo test check format format-check lint types imports sizes generated generate bench \
+	integration integration-packages oldest-env lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.complete ## the whole system on this machine: example app, workers, beat, monitor
+	$(BIN)/python -m celeryscope demo
+
+test: $(VENV)/.complete ## all tests that need Python packages alone; TESTS=path narrows them
+	$(PYTEST) -m "not system" $(or $(TESTS),tests)
+
+check: format-check lint types imports sizes generated test ## what must hold before a commit
+
+format: $(VENV)/.complete ## format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+format-check: $(VENV)/.complete
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.complete
+	$(BIN)/ruff check .
+
+# The root of the clone is the package `celeryscope`, whatever the clone is called: mypy gets to see it by that name.
+types: $(VENV)/.complete ## mypy --strict
+	@mkdir -p .types && ln -sfn .. .types/celeryscope
+	MYPYPATH=.types $(BIN)/mypy $(addprefix .types/celeryscope/,$(CODE)) docs/generate.py
+
+imports: $(VENV)/.complete ## the import contracts of pyproject.toml
+	$(BIN)/lint-imports --no-logo
+
+sizes: $(VENV)/.complete ## modules up to 400 lines, functions up to 40
+	$(BIN)/python .ci/sizes.py $(CODE)
+
+generated: $(VENV)/.complete ## generated files are up to date
+	$(BIN)/python docs/generate.py --check
+
+generate: $(VENV)/.complete ## write the generated files anew
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.complete ## speed and memory, as ratios against Celery's own receiver
+	$(BIN)/python tests/bench
+
+integration: $(VENV)/.complete oldest-env ## the tests that need servers of the system as well
+	$(PYTEST) -m system $(or $(TESTS),tests)
+
+integration-packages: ## install those servers (Debian, Ubuntu)
+	apt-get update
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEBIAN_PACKAGES)
 
 oldest-env: $(OLDEST)/.complete ## the oldest supported Celery and Python, as a worker's environment
+
+lock: ## pin anew what pyproject.toml asks for (needs uv)
+	.ci/lock
+
+clean: ## remove what was built; the environments too
+	rm -rf $(VENV) $(OLDEST) .types build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.complete: requirements/dev.txt pyproject.toml
+	.ci/venv $(VENV) "$${PYTHON:-$$(.ci/find-python 3.13 3.12 3.11 any)}" requirements/dev.txt
 
 $(OLDEST)/.complete: requirements/oldest.txt pyproject.toml
 	.ci/venv $(OLDEST) "$${PYTHON_OLDEST:-$$(.ci/find-python 3.10 3.11)}" requirements/oldest.txt
