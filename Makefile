@@ -9,7 +9,7 @@ PYTEST ?= $(BIN)/python -m pytest
 DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager
 
 PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
-CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py)
+CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format format-check lint types imports sizes generated generate bench \
@@ -39,7 +39,7 @@ lint: $(VENV)/.complete
 # The root of the clone is the package `celeryscope`, whatever the clone is called: mypy gets to see it by that name.
 types: $(VENV)/.complete ## mypy --strict
 	@mkdir -p .types && ln -sfn .. .types/celeryscope
-	MYPYPATH=.types $(BIN)/mypy $(addprefix .types/celeryscope/,$(CODE)) docs/generate.py
+	MYPYPATH=.types $(BIN)/mypy $(addprefix .types/celeryscope/,$(CODE))
 
 imports: $(VENV)/.complete ## the import contracts of pyproject.toml
 	$(BIN)/lint-imports --no-logo
