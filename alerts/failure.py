@@ -31,7 +31,9 @@ batch, a JSON object in UTF-8 (content type `application/json`); a key whose val
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, fields
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ QUEUE_SECONDS = 7 * 86_400
 CONTENT_TYPE = "application/json"
 
 MESSAGE_LENGTH = 2_000
-TRACEBACK_LENGTH = 8_000
+TRACEBACK_LENGTH = 4_000
 BATCH_ENTRIES = 100
 """Entries in one message, at most."""
 
@@ -138,3 +140,33 @@ def encode_batch(entries: Iterable[Entry], *, id: str, host: str, sent: float, d
         "entries": [entry.wire() for entry in entries],
     }
     return json.dumps(batch, separators=(",", ":")).encode("ascii")
+
+
+_NUMBERS = re.compile(
+    r"\b0x[0-9a-f]+|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9a-f]{8,}\b|\d+", re.IGNORECASE
+)
+_PLACELESS = frozenset({"MemoryError"})
+
+
+def normalised(message: str) -> str:
+    """Return a message without what differs from case to case: numbers, ids, and all but its first 200 characters."""
+    return _NUMBERS.sub("#", message[:200])
+
+
+def fingerprint(kind: str, task: str, exception: str, frame: str | None, message: str) -> str:
+    """Return what makes two failures the same incident, as 32 hex digits (DESIGN §6).
+
+    Task, exception class, and the place in the user's code without line numbers: a deploy is no new incident. Where no
+    user code was involved, the normalised message stands for the place. Time limits, lost processes and `MemoryError`
+    strike anywhere: task and class. Retries are incidents of their own.
+    """
+    parts = [task, exception]
+    if kind in (LOST, TIME_LIMIT, UNKNOWN_TASK) or exception in _PLACELESS:
+        pass
+    elif frame is not None:
+        parts.append(frame)
+    else:
+        parts.append(normalised(message))
+    if kind == RETRY:
+        parts.append(RETRY)
+    return blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=16).hexdigest()
