@@ -45,7 +45,7 @@ NO_TRACEBACK = Raw(b"null")
 class TaskEvent(Struct, gc=False, kw_only=True):
     """A `task-*` event. `timestamp` is unix time by the sender's clock; `hostname` the sender's node name.
 
-    `traceback` is the undecoded JSON of the traceback's text, and JSON's null without one: `last_line` reads it.
+    `traceback` is the undecoded JSON of the traceback's text, `bytes()` of it are `null` without one.
     The fields stand in the order in which Celery writes them: msgspec then finds each at the first look (16 %).
     """
 
@@ -85,9 +85,13 @@ class WorkerEvent(Struct, gc=False, kw_only=True):
 
 
 class BeatEntry(Struct):
-    """One entry of a `beat-schedule` event; times are unix times, `every` is in seconds."""
+    """One entry of a `beat-schedule` event; times are unix times, `every` is in seconds.
 
-    entry: str
+    The counts and `last_dispatch` (of the last attempt) are this boot's; where it has none yet, `last_dispatch` is
+    what the scheduler's store remembers.
+    """
+
+    entry: Ident
     task: str = ""
     queue: str | None = None
     kind: str = "unknown"
@@ -98,17 +102,18 @@ class BeatEntry(Struct):
     enabled: bool = True
     dispatched: Count = 0
     failed: Count = 0
+    skipped: Count = 0
     last_dispatch: Seconds | None = None
 
 
 class BeatEvent(Struct, kw_only=True):
-    """A `beat-*` event of the beat probe (DESIGN §4 has the table of which type carries which fields)."""
+    """A `beat-*` event of the beat probe (docs/beat.md has the table of which type carries which fields)."""
 
     type: BeatType
     hostname: Ident
     timestamp: Timestamp
-    app: str = ""
-    boot: str = ""
+    app: Ident
+    boot: Ident
     scheduler: str | None = None
     count: Count | None = None
     leader: bool | None = None
@@ -117,15 +122,30 @@ class BeatEvent(Struct, kw_only=True):
     max_interval: Seconds | None = None
     totals: dict[str, tuple[Count, Count, Seconds | None]] | None = None
     dropped: Count = 0
+    skips: dict[str, Count] | None = None
+    uuids: dict[str, str] | None = None
+    asof: Seconds | None = None
+    complete: bool = True
+    hides: bool = False
+    listing: Count = 0
     part: Count = 1
     parts: Count = 1
     entries: list[BeatEntry] | Count | None = None
-    entry: str | None = None
-    task: str | None = None
-    uuid: str | None = None
+    entry: Ident | None = None
+    task: str = ""
+    uuid: Ident | None = None
     due: Seconds | None = None
     sent: Seconds | None = None
     exception: str | None = None
+    queue: str | None = None
+    kind: str = "unknown"
+    spec: str = ""
+    tz: str | None = None
+    every: Seconds | None = None
+    next_due: Seconds | None = None
+    dispatched: Count = 0
+    failed: Count = 0
+    skipped: Count = 0
     utcoffset: float | None = None
     clock: int | None = None
     pid: int | None = None
@@ -190,18 +210,21 @@ class Decoder:
     Args:
         loads: what decodes messages that are not JSON: content type to a function of (body, content encoding) that
             returns plain objects. Empty unless the user allows other serializers.
+        boot: whose echo to remember; anybody's where None.
         clock: monotonic seconds, to log malformed events at most once a minute.
 
     `malformed` counts by `Reason`; `other` counts well-formed events of types that are not ours to interpret (custom
-    events are legal); `echo` is the last echo event seen, of whichever monitor.
+    events are legal); `echo` is the last echo event of `boot`.
     """
 
     def __init__(
         self,
         loads: Mapping[str, Callable[[bytes, str], object]] | None = None,
         *,
+        boot: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.boot = boot
         self.malformed: Counter[str] = Counter()
         self.other = 0
         self.echo: EchoEvent | None = None
@@ -311,8 +334,10 @@ class Decoder:
             return None
 
     def _read_echo(self, raw: bytes | Raw) -> EchoEvent:
-        self.echo = self._read_echo_event(raw)
-        return self.echo
+        event = self._read_echo_event(raw)
+        if self.boot is None or event.boot == self.boot:
+            self.echo = event
+        return event
 
     def _bad(self, reason: Reason, key: str | bytes, sample: bytes) -> list[Event]:
         self.malformed[reason] += 1
@@ -336,13 +361,3 @@ def mend(body: bytes) -> bytes:
     r"""Return JSON text with lone surrogates (`\udcff`: a file name in a message) and bad UTF-8 as `\ufffd`."""
     text = body.decode(errors="replace").encode()
     return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], text)
-
-
-def last_line(traceback: Raw) -> str:
-    """Return the last line of an event's traceback, which names the exception; empty without one."""
-    try:
-        text = msgspec.json.decode(traceback, type=str | None)
-    except _BROKEN:
-        return ""
-    lines = text.rstrip().rsplit("\n", 1) if text else [""]
-    return lines[-1].strip()

@@ -1,0 +1,94 @@
+"""Events from any broker that kombu speaks to (RabbitMQ first): a consumer on an event queue of our own."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery.events.event import get_exchange
+from kombu import Consumer, Queue
+
+from .broker import BrokerConfig, connect
+
+if TYPE_CHECKING:
+    from .events import Decoder, Event
+
+Deliver = Callable[[list["Event"]], None]
+
+BATCH = 256
+IDLE = 0.25
+HEARTBEAT_CHECK = 1.0
+
+
+class KombuSubscription:
+    """A consumer of all events of one broker, made on construction, on an exclusive queue that goes when we go.
+
+    Exclusive, because RabbitMQ 4.3 refuses transient queues that are not. Messages need no acknowledgement.
+
+    Raises:
+        BrokerError: the URL or the TLS files are wrong.
+        Exception: what the transport raises where it cannot connect, declare or consume.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, decoder: Decoder, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._decoder = decoder
+        self._monotonic = monotonic
+        self._events: list[Event] = []
+        self._connection = config.connection()
+        self._checked = monotonic()
+        try:
+            connect(self._connection)
+            self._beats = bool(self._connection.get_heartbeat_interval())
+            self._consume(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _consume(self, config: BrokerConfig) -> None:
+        channel = self._connection.channel()
+        queue = Queue(
+            f"{config.event_queue_prefix}.celeryscope.{uuid.uuid4()}",
+            exchange=get_exchange(self._connection, name=config.event_exchange),
+            routing_key="#",
+            auto_delete=True,
+            durable=False,
+            exclusive=True,
+            message_ttl=config.event_queue_ttl,
+            expires=config.event_queue_expires,
+        )
+        self._consumer = Consumer(channel, [queue], no_ack=True, on_message=self._on_message)
+        self._consumer.consume()
+
+    def take(self, deliver: Deliver) -> None:
+        """Deliver what came, or wait for something for up to `IDLE` seconds; raise when the broker is gone."""
+        wait = IDLE
+        try:
+            while len(self._events) < BATCH:
+                self._connection.drain_events(timeout=wait)
+                wait = 0
+        except TimeoutError:
+            pass
+        finally:
+            if self._events:
+                events, self._events = self._events, []
+                deliver(events)
+        if self._beats and self._monotonic() - self._checked > HEARTBEAT_CHECK:
+            self._checked = self._monotonic()
+            self._connection.heartbeat_check()
+
+    def close(self) -> None:
+        """Close the connection, without waiting for a broker that does not answer."""
+        self._connection.collect(socket_timeout=0.5)
+
+    def _on_message(self, message: Any) -> None:
+        body = message.body
+        self._events += self._decoder.decode(
+            (message.delivery_info or {}).get("routing_key") or "",
+            body if isinstance(body, str | bytes) else bytes(body),
+            message.content_type or "",
+            message.content_encoding or "",
+        )
