@@ -141,7 +141,8 @@ def load(
     """Read `settings` from the configuration file, then `environ`, then `options`; the later ones win.
 
     `options` maps field names to what the command line gave (None or () where it gave nothing). `also_known` names
-    settings of other commands, which this one skips. Tables are merged key by key, everything else is replaced.
+    settings of other commands, and as `[table]` their tables, which this one skips. Tables are merged key by key,
+    everything else is replaced.
 
     Raises:
         SettingsError: with all problems of all sources.
@@ -179,7 +180,8 @@ def unknown_name(name: str, known: Collection[str]) -> str:
 
 def _has_secret(value: object) -> bool:
     texts = value if isinstance(value, (tuple, list)) else [value]
-    return any(masked(text) != text for text in texts if isinstance(text, str))
+    # A URL may be harmless; any other secret is one as a whole.
+    return any("://" not in text or masked(text) != text for text in texts if isinstance(text, str))
 
 
 def _option_layer(settings: type[Settings], options: Mapping[str, object]) -> Layer:
@@ -195,7 +197,7 @@ def _environment_layer(settings: type[Settings], environ: Mapping[str, str], als
     layer = Layer()
     fields = {PREFIX + name.upper(): (name, option_of(info)) for name, info in settings.model_fields.items()}
     files = {variable + "_FILE": entry for variable, entry in fields.items() if entry[1].secret}
-    known = {*fields, *files, CONFIG_VARIABLE, *(PREFIX + name.upper() for name in also_known)}
+    known = {*fields, *files, CONFIG_VARIABLE, *(PREFIX + name.upper() for name in also_known if "[" not in name)}
     for variable, text in environ.items():
         if variable in fields:
             name, option = fields[variable]
@@ -241,7 +243,7 @@ def _take_table(
         elif key in files:
             name, option = files[key]
             layer.take_file(name, origin, raw, option)
-        elif key not in also_known:
+        elif (f"[{key}]" if isinstance(raw, dict) else key) not in also_known:
             layer.problems[origin] = f"{path}: " + unknown_name(key, {*fields, *files, *also_known})
 
 

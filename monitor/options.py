@@ -19,6 +19,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Settings)
 
 
+KNOWN = "celeryscope.known_settings"
+"""Key of click's `Context.meta`: a function that returns the names of every command's settings."""
+
+
 class SettingsFault(click.ClickException):
     """Settings that cannot be used, for click to show: a line for each problem, exit code 2."""
 
@@ -50,16 +54,19 @@ def from_options(
     settings: type[S],
     options: Mapping[str, Any],
     environ: Mapping[str, str],
-    also_known: Collection[str] = (),
 ) -> S:
     """Return the settings of a command from its click parameters and the environment, warning of exposed secrets.
+
+    What the root command left under `KNOWN` names the settings of other commands, which are no mistakes for this one.
 
     Raises:
         SettingsFault: with all problems of all sources.
     """
     given = {name: value for name, value in options.items() if name != "config"}
+    context = click.get_current_context(silent=True)
+    known: Callable[[], Collection[str]] = context.meta.get(KNOWN, tuple) if context else tuple
     try:
-        result = load(settings, options=given, environ=environ, config=options.get("config"), also_known=also_known)
+        result = load(settings, options=given, environ=environ, config=options.get("config"), also_known=known())
     except SettingsError as error:
         raise SettingsFault(error) from None
     for flag in exposed(settings, given):

@@ -83,7 +83,7 @@ def test_a_commands_own_table_in_the_file_wins(tmp_path: Path) -> None:
     config = write(
         tmp_path / "c.toml", 'listen = ":1"\nslack_channel = "#x"\n[monitor]\nlisten = ":2"\n[alerter]\nx = 1'
     )
-    found = settings(config=config, also_known=frozenset({"alerter", "slack_channel"}))
+    found = settings(config=config, also_known=frozenset({"[alerter]", "slack_channel"}))
     assert found.listen == Address("", 2)
 
 
