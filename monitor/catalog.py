@@ -128,6 +128,11 @@ WORKERS = (
     _counter(
         "celery_worker_starts_missed_down_total", ("worker",), "Task starts missed because the monitor itself was down."
     ),
+    _counter(
+        "celery_worker_starts_untracked_total",
+        ("worker",),
+        "Task starts that sent no event although the connection was whole: tasks with send_events=False.",
+    ),
     _gauge(
         "celery_worker_last_heartbeat_timestamp_seconds",
         ("worker",),

@@ -1,0 +1,350 @@
+"""Where runs are kept: live, held back for a second, delayed by an ETA, orphaned, remembered; bounded and expiring.
+
+Pure, like the task table that is built on it: time is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import datetime, timezone
+from heapq import heappop, heappush
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import rows as r
+from .labels import UNKNOWN
+from .rows import Row, Rows
+from .runs import ENDED, ORPHANED, RECEIVED, SILENT, STARTED, SUPERSEDED, UNKNOWN_RETRIES, WAITING, Run, chain, link
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .catalog import Metric
+    from .labels import Caps
+    from .workers import Host, WorkerWatch
+
+HOLD = 1.0
+"""Seconds that a run without a queue (or name) waits for a `task-sent` that its other events overtook."""
+
+UNSENT_STREAK = 64
+"""So many runs of a task in a row without a `task-sent`: its producers do not send any, holding is no use."""
+
+MOST_HELD = 50_000
+SWEEP_EVERY = 60.0
+
+
+class Observer(Protocol):
+    """Somebody who is told of each event once its task and queue are known (the celery-exporter names)."""
+
+    def observe(
+        self,
+        kind: str,
+        task: str,
+        queue: str,
+        hostname: str,
+        *,
+        exception: str | None = None,
+        runtime: float | None = None,
+        wait: float | None = None,
+    ) -> None:
+        """`kind` is the event's type without `task-`; times are in seconds."""
+        ...
+
+
+class RunStore:
+    """The runs of one broker's tasks, and `rows`, their numbers.
+
+    Args:
+        catalog: the metrics, with the buckets in force.
+        caps: the label caps, shared by the parts of one monitor.
+        workers: the worker watch, whose hosts the runs are attributed to.
+        most: live tasks at most; when more come the oldest are dropped and counted in `evicted`.
+        expire: seconds after which a task that nobody took, or an orphan, is forgotten.
+        remember: ended tasks that are remembered by count (up to twice as many).
+    """
+
+    def __init__(
+        self,
+        catalog: Mapping[str, Metric],
+        caps: Caps,
+        workers: WorkerWatch,
+        *,
+        most: int = 200_000,
+        expire: float = 86_400.0,
+        remember: int = 20_000,
+    ) -> None:
+        self.rows = Rows(catalog, caps)
+        self.workers = workers
+        self.most = most
+        self.expire = expire
+        self.remember = remember
+        self.live: dict[str, Run] = {}
+        self.orphans: dict[Run, None] = {}
+        self.evicted = 0
+        self.observer: Observer | None = None
+        self._done: dict[str, Run] = {}
+        self._done_before: dict[str, Run] = {}
+        self._held: deque[tuple[float, Run]] = deque()
+        self._delayed: list[tuple[float, int, Run]] = []
+        self._sequence = 0
+        self._swept = 0.0
+
+    # --- entering and leaving ---------------------------------------------------------------------------------------
+
+    def _new(self, uuid: str, head: Run | None, task: str | None, retries: int, now: float) -> Run:
+        """Make a run that no `task-sent` announced; its row is known from its id, held back, or unknown."""
+        if head is not None and not head.held and (retries in (head.retries, UNKNOWN_RETRIES)):
+            if retries == UNKNOWN_RETRIES:
+                retries = head.retries + (head.outcome == "retried" and head.retries >= 0)
+            return Run(uuid, head.row, WAITING, None, retries, 0.0, head.first_sent, since=now)
+        if task is None and head is not None:
+            task = head.row.task
+        if task is not None and task != UNKNOWN:
+            name = self.rows.names.get(task) or self.rows.name(task)
+            name.unsent_streak += 1
+            if name.unsent_streak > (UNSENT_STREAK if not name.sent_runs else 100 * UNSENT_STREAK):
+                name.runs += 1
+                return Run(uuid, self.rows.row(name, UNKNOWN), WAITING, None, retries, since=now)
+        run = Run(uuid, Row(task or UNKNOWN, UNKNOWN), WAITING, None, retries, since=now, held=True)
+        if head is not None:
+            run.first_sent = head.first_sent
+        if len(self._held) >= MOST_HELD:
+            self._settle_unknown(self._held.popleft()[1])
+        self._held.append((now + HOLD, run))
+        return run
+
+    def _open(self, run: Run, head: Run | None, eta: str | None, now: float) -> None:
+        """Enter a new open run into the table."""
+        if head is not None:
+            link(run, head)
+        self.live[run.uuid] = run
+        if run.state < STARTED:
+            if eta is not None:
+                run.eta = parse_eta(eta)
+            if run.eta > now:
+                self._sequence += 1
+                heappush(self._delayed, (run.eta, self._sequence, run))
+            else:
+                run.row.waiting[run] = None
+        if len(self.live) > self.most:
+            self._evict()
+
+    def _leave(self, run: Run) -> None:
+        """Take a run out of wherever its state has put it."""
+        state = run.state
+        if state == STARTED:
+            if run.host is not None:
+                run.host.running.pop(run, None)
+        elif state == ORPHANED:
+            self.orphans.pop(run, None)
+        elif state != ENDED:
+            run.row.waiting.pop(run, None)
+            if state == RECEIVED and run.host is not None:
+                run.host.reserved -= 1
+
+    def _close(self, uuid: str, head: Run) -> None:
+        """Remember an id by its runs once none of them is open any more."""
+        if head.previous is not None and any(run.state != ENDED for run in chain(head)):
+            self.live[uuid] = head
+            return
+        if head.state != ENDED:
+            self.live[uuid] = head
+            return
+        self.live.pop(uuid, None)
+        done = self._done
+        done[uuid] = head
+        if len(done) >= self.remember:
+            self._done_before, self._done = done, {}
+
+    def _evict(self) -> None:
+        """Drop the oldest hundredth of the table."""
+        for uuid in list(islice(self.live, max(1, self.most // 100))):
+            for run in chain(self.live.pop(uuid)):
+                self._leave(run)
+                if run.state != ENDED:
+                    run.state, run.outcome = ENDED, "evicted"
+            self.evicted += 1
+
+    def _supersede(self, head: Run, retries: int, at: float) -> None:
+        """A message came again: deliveries of it that lay unstarted in a worker are void."""
+        for run in chain(head):
+            if run.state == RECEIVED and run.retries == retries:
+                self._leave(run)
+                run.state, run.outcome, run.ended_at = ENDED, SUPERSEDED, at
+
+    def _settle(self, run: Run, row: Row) -> None:
+        """The run's task and queue are known now: move its numbers to the row where they belong."""
+        own = run.row
+        run.row = row
+        run.held = False
+        row.absorb(own)
+        if run in own.waiting:
+            row.waiting[run] = None
+        if self.observer is not None and own.deferred:
+            for kind, hostname, extra in own.deferred:
+                self.observer.observe(kind, row.task, row.queue, hostname, **extra)
+
+    def _settle_unknown(self, run: Run) -> None:
+        if run.held:
+            name = self.rows.name(run.row.task)
+            name.runs += 1
+            self._settle(run, self.rows.row(name, UNKNOWN))
+
+    # --- time passes ------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Give up holding what was held long enough, let ETAs come due, forget what nobody will take."""
+        held = self._held
+        while held and held[0][0] <= now:
+            self._settle_unknown(held.popleft()[1])
+        delayed = self._delayed
+        while delayed and delayed[0][0] <= now:
+            run = heappop(delayed)[2]
+            if run.state < STARTED:
+                run.row.waiting[run] = None
+                run.since = now
+        if now - self._swept >= SWEEP_EVERY:
+            self._swept = now
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        old = [
+            run
+            for row in self.rows.all()
+            for run in islice(row.waiting, 2_000)
+            if now - run.since > self.expire and not (run.state == RECEIVED and run.host is not None and run.host.up)
+        ]
+        old += [run for run in self.orphans if now - run.since > self.expire]
+        for run in old:
+            self._leave(run)
+            run.state, run.outcome = ENDED, "expired"
+            head = self.live.get(run.uuid)
+            if head is not None:
+                self._close(run.uuid, head)
+        if len(self._delayed) > 2 * self.most:
+            self._delayed = sorted(entry for entry in self._delayed if entry[2].state < STARTED)
+
+    # --- workers come and go ----------------------------------------------------------------------------------------
+
+    def worker_gone(self, host: Host, now: float) -> None:
+        """A worker is lost, said goodbye or was restarted: what it was running is orphaned."""
+        for run in host.running:
+            run.state = ORPHANED
+            run.since = run.since or now
+            self.orphans[run] = None
+        host.running.clear()
+
+    def worker_back(self, host: Host) -> None:
+        """A worker that was thought lost is heard again: its runs go on."""
+        for run in [run for run in self.orphans if run.host is host]:
+            del self.orphans[run]
+            run.state = STARTED
+            host.running[run] = None
+
+    def redeem_orphans(self, run: Run, now: float) -> None:
+        """A redelivery under the same id takes its orphans back: they are no longer without an heir."""
+        for older in chain(run.previous):
+            if older.state == ORPHANED:
+                self._leave(older)
+                older.state, older.outcome, older.ended_at = ENDED, SUPERSEDED, now
+
+    def silently_over(self, host: Host, at: float, active: int) -> int:
+        """Return how many runs on a worker must have ended without an event.
+
+        The worker said that `active` tasks were under way at `at` (its own clock); what started earlier and still
+        seems to run beyond that number has ended silently: `Ignore`, `send_events=False`, or a lost end event.
+        """
+        if len(host.running) <= active:
+            return 0
+        return max(0, sum(1 for run in host.running if run.started_at <= at) - active)
+
+    def end_silently(self, host: Host, at: float, excess: int) -> None:
+        """End so many runs of a worker without an event.
+
+        Which ones nobody knows: first those of tasks that end like this often, then those that are old for their task.
+        """
+        candidates = sorted((run for run in host.running if run.started_at <= at), key=_speaks_for_running)
+        for run in candidates[:excess]:
+            self._leave(run)
+            run.state, run.outcome, run.ended_at = ENDED, SILENT, at
+            if run.row.late_ends:
+                run.row.late_ends -= 1  # one that was counted as silent had ended with an event after all
+            else:
+                run.row.counts[r.SILENT_END] += 1
+            self._close(run.uuid, self.live.get(run.uuid) or run)
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def dump(self) -> list[Any]:
+        """Return the live runs as builtins, oldest first, for the state file."""
+        return [
+            [
+                [
+                    run.uuid,
+                    run.row.task,
+                    run.row.queue,
+                    run.state,
+                    run.host.name if run.host is not None else None,
+                    run.retries,
+                    run.available_at,
+                    run.first_sent,
+                    run.eta,
+                    run.received_at,
+                    run.started_at,
+                    run.since,
+                    run.received_clock,
+                    run.started_clock,
+                    run.held,
+                ]
+                for run in reversed(list(chain(head)))
+                if run.state != ENDED
+            ]
+            for head in self.live.values()
+        ]
+
+    def load(self, state: list[Any], now: float) -> None:
+        """Take back the live runs that `dump` gave."""
+        for runs in state:
+            for saved in runs:
+                self._load_run(saved, now)
+
+    def _load_run(self, saved: list[Any], now: float) -> None:
+        uuid, task, queue, state, hostname, retries, *times, held = saved
+        available_at, first_sent, eta, received_at, started_at, since, received_clock, started_clock = times
+        row = self.rows.row(self.rows.name(task), queue)
+        run = Run(uuid, row, state, None, retries, available_at, first_sent, 0.0, received_at, started_at, 0.0, since)
+        run.received_clock, run.started_clock = received_clock, started_clock
+        run.held = held
+        if held:
+            run.row = Row(task, queue)
+            self._held.append((now + HOLD, run))
+        run.eta = eta
+        if hostname is not None:
+            run.host = host = self.workers.host(hostname)
+            if state == RECEIVED:
+                host.reserved += 1
+            elif state == STARTED:
+                host.running[run] = None
+        if state == ORPHANED:
+            self.orphans[run] = None
+        self._open(run, self.live.get(uuid), None, now)
+
+
+def parse_eta(eta: str) -> float:
+    """Return an ETA (ISO 8601, UTC where it names no zone) as unix time; 0 where it cannot be read."""
+    try:
+        when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _speaks_for_running(run: Run) -> tuple[float, float, float]:
+    row = run.row
+    started = row.counts[r.STARTED] or 1
+    histogram = row.histograms[r.RUNTIME_SUCCEEDED]
+    finished = sum(histogram[:-1]) if histogram else 0
+    if not histogram or not finished:
+        return (-row.counts[r.SILENT_END] / started, 0.0, -run.started_at)
+    typical = histogram[-1] / finished
+    return (-row.counts[r.SILENT_END] / started, typical, -run.started_at)
