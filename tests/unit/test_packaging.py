@@ -19,6 +19,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+pytestmark = pytest.mark.repository
+
 # Folders that hold Python code and are not part of the package.
 OUTSIDE = {"tests", "build", "dist", "docs"}
 ENVIRONMENT = {"python_version": "3.11", "python_full_version": "3.11.7", "sys_platform": "linux", "extra": ""}
