@@ -120,11 +120,15 @@ class Exposition:
         prefix: str | None = None,
         static_labels: Mapping[str, str] | None = None,
         own: bool = True,
+        metrics: Iterable[Metric] = METRICS.values(),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`own=False` leaves out what is about this process: collector, build, process and Python metrics."""
+        """Without `own`, what is about this process (collector, build, process, Python metrics) is left out.
+
+        `metrics` are those that may be rendered, to tell whether a static label has a name of theirs.
+        """
         self.prefix = check_prefix(prefix or "")
-        self.static_labels = check_static_labels(static_labels or {}, METRICS.values())
+        self.static_labels = check_static_labels(static_labels or {}, metrics)
         self._own = own
         self._clock = clock
         self._lock = threading.Lock()
