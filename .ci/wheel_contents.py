@@ -6,7 +6,10 @@ import sys
 import zipfile
 from pathlib import Path
 
-import tomllib
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 def expected(source: Path) -> set[str]:

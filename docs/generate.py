@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from celeryscope.monitor.catalog import METRICS, Metric
@@ -116,14 +116,14 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> int:
+def main(arguments: Sequence[str], docs: Path = DOCS) -> int:
     """Write all pages, or check them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail where a page is out of date")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     stale = []
     for name, make in PAGES.items():
-        path, text = DOCS / name, make()
+        path, text = docs / name, make()
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(name)
@@ -135,4 +135,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
