@@ -201,6 +201,8 @@ def _tls(chain: list[BaseException], text: str) -> str | None:
 def _url_fault(error: BaseException, text: str) -> str | None:
     if isinstance(error, KeyError) and "No such transport" in text:
         return f"{error.args[0]}; usual schemes are redis, rediss, sentinel, amqp and amqps"
+    if "Protocol error" in text:
+        return f"what answers there does not speak Redis ({text})"
     if isinstance(error, ImportError):
         return f"its transport needs a package that is not installed ({text})"
     if "master_name" in text:

@@ -20,6 +20,7 @@ from .events import Decoder, EchoEvent, Event
 from .guard import Guard
 from .kombu_source import KombuSubscription
 from .redis_source import RedisSubscription
+from .silence import Silence
 
 logger = logging.getLogger("celeryscope.sources")
 
@@ -102,7 +103,7 @@ class Source:
         clock: unix time, passed to the sink and written into the echo.
         enable_events: tell the workers to send events, and go on telling them.
         echo_every: seconds between two echoes of our own.
-        silent_after: seconds without any event of a worker until one warning says what may be wrong.
+        silent_after: seconds without events of workers or tasks until one warning says what may be wrong.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Source:
         self._sink = sink
         self._clock = clock
         self._subscribe = subscribe
-        self._silent_after = silent_after
+        self._silence = Silence(silent_after)
         self._echo = Echo(config, self.boot, clock, echo_every)
         self._enabler = EventsEnabler(config) if enable_events else None
         self._stopping = threading.Event()
@@ -140,8 +141,6 @@ class Source:
         self._echo_heard: float | None = None
         self._echo_seen: EchoEvent | None = None
         self._echo_lost = False
-        self._workers_heard = False
-        self._warned_of_silence = False
 
     @property
     def subscribed(self) -> bool:
@@ -264,8 +263,8 @@ class Source:
         if echo is not self._echo_seen and echo is not None:
             self._echo_seen = echo
             self._echo_came(echo, now)
-        if not self._workers_heard:
-            self._workers_heard = any(event.type.startswith(("worker-", "task-")) for event in events)
+        if not self._silence.over:
+            self._silence.hear(events)
         if self._enabler and any(event.type == "worker-online" for event in events):
             self._enabler.poke()
 
@@ -291,16 +290,6 @@ class Source:
         while not self._stopping.wait(TICK_EVERY):
             with Guard("the monitor's timed work"):
                 self._sink.tick(self._clock())
-            self._check_silence()
-
-    def _check_silence(self) -> None:
-        if self._workers_heard or self._warned_of_silence or not self._up:
-            return
-        if time.monotonic() - self._up_since >= self._silent_after:
-            self._warned_of_silence = True
-            logger.warning(
-                "%s: no event of any worker within %.0f s. Do workers run with -E (worker_send_task_events), without "
-                "--without-heartbeat, and on this very URL: the same database, virtual host and key prefix?",
-                self.config.label,
-                self._silent_after,
-            )
+            text = self._silence.warning(time.monotonic() - self._up_since) if self._up else None
+            if text:
+                logger.warning("%s: %s", self.config.label, text)
