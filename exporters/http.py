@@ -137,6 +137,13 @@ class Server:
             server.stop()
             self._thread.join(1)
 
+    def __enter__(self) -> Server:  # noqa: PYI034 - typing.Self is younger than Python 3.10
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
 
 def _bound_socket(address: Address) -> socket.socket:
     """Return a bound, not yet listening socket; for the empty host one of both families where there is IPv6."""

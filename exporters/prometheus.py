@@ -147,15 +147,17 @@ class Exposition:
 
     def families(self) -> Iterator[ClientMetric]:
         """Yield the facts as prometheus_client's metric families (without process and Python metrics)."""
-        merged = self._gather()
-        for family in (*merged.values(), *self._report(merged)):
+        merged, told = self._gather()
+        for family in merged:
+            yield _client_metric(family, self.prefix)
+        for family in self._report(told):
             yield _client_metric(family, self.prefix)
 
     def _chunks(self, *, openmetrics: bool) -> Iterator[bytes]:
-        merged = self._gather()
-        for family in merged.values():
+        merged, told = self._gather()
+        for family in merged:
             yield from self._family_chunks(family, openmetrics=openmetrics)
-        for family in self._report(merged):
+        for family in self._report(told):
             yield from self._family_chunks(family, openmetrics=openmetrics)
         if self._runtime is not None:
             yield _generate(self._runtime, openmetrics=openmetrics)
@@ -176,7 +178,8 @@ class Exposition:
                 continue
             yield from pieces(lines)
 
-    def _gather(self) -> dict[str, _Merged]:
+    def _gather(self) -> tuple[list[_Merged], dict[str, _Merged]]:
+        """Return all families, and apart from them those in which sources tell how their own collectors fare."""
         merged: dict[str, _Merged] = {}
         for source in self._sources:
             started = self._clock()
@@ -188,14 +191,12 @@ class Exposition:
                 families = []
             source.duration = self._clock() - started
             _merge(merged, source, families)
-        return merged
+        told = {name: merged.pop(name) for name in (SUCCESS.name, DURATION.name) if name in merged}
+        return list(merged.values()), told
 
-    def _report(self, merged: dict[str, _Merged]) -> list[_Merged]:
-        """Return how the sources fared; called after all else is rendered, since rendering may fail as well."""
-        if not self._own:
-            return []
-        report = {metric.name: merged.pop(metric.name, _Merged(metric, [])) for metric in (SUCCESS, DURATION)}
-        for source in self._sources:
+    def _report(self, report: dict[str, _Merged]) -> list[_Merged]:
+        """Add how the sources fared; called after all else is rendered, since rendering may fail as well."""
+        for source in self._sources if self._own else ():
             if source.logged and not source.failed:
                 source.logged = False
                 log.warning("collector %s%s works again", source.collector, source.where)
