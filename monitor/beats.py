@@ -1,0 +1,192 @@
+"""Which beats are alive, which of them lead, and how their clocks stand to the monitor's."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from .chains import Bounds, Chain, Tally
+
+if TYPE_CHECKING:
+    from .events import BeatEvent
+
+SILENT = 25.0
+"""Seconds without a word after which a beat counts as gone: two and a half of its heartbeats."""
+MARGIN = 1.0
+"""Messages of a beat that was killed may still be under way for so long after its successor came online."""
+WINDOW = 300.0
+BOOTS = 20
+ENTRIES = 10_000
+LISTED_AGAIN = 3
+"""A heartbeat repeats what changed in the last three: that many in a row may be lost."""
+
+
+class Skew:
+    """The monitor's clock minus another one, in seconds: the least delay seen in the last five to ten minutes."""
+
+    def __init__(self) -> None:
+        self._now = self._before = math.inf
+        self._turned = -math.inf
+
+    def see(self, sent: float, received: float) -> None:
+        """Take in when something was sent, by the other clock, and received, by ours."""
+        if received - self._turned >= WINDOW:
+            self._before, self._now, self._turned = self._now, math.inf, received
+        self._now = min(self._now, received - sent)
+
+    @property
+    def seconds(self) -> float:
+        """The estimate; 0 before the first event."""
+        least = min(self._now, self._before)
+        return least if math.isfinite(least) else 0.0
+
+
+class Boot:
+    """One beat process from its start to its end; times of hearing are by the monitor's clock."""
+
+    def __init__(self, name: str, label: str, heard: float) -> None:
+        self.name = name
+        self.label = label
+        self.first_heard = self.last_heard = heard
+        self.skew = Skew()
+        self.offline = False
+        self.leader: bool | None = None
+        self.entries: int | None = None
+        self.last_tick: float | None = None
+        self.dropped = 0
+        self.tallies: dict[str, Tally] = {}
+        self.seq: int | None = None
+        self.synced = False
+        """True where no dispatch can have happened that we do not know of, up to the last heartbeat."""
+        self.confirmed: float | None = None
+        self.listed: set[str] | None = None
+        self.hides = False
+        self._listing: tuple[int, set[int], set[str]] = (-1, set(), set())
+
+    def hear(self, e: BeatEvent, now: float) -> None:
+        """Take over what every event of a beat says about it."""
+        self.last_heard = max(now, self.last_heard)
+        self.skew.see(e.timestamp, now)
+        if e.leader is not None or e.type == "beat-online":
+            self.leader = e.leader
+        if isinstance(e.entries, int):
+            self.entries = e.entries
+        if e.last_tick is not None:
+            self.last_tick = max(e.last_tick, self.last_tick or 0.0)
+        self.dropped = max(e.dropped, self.dropped)
+        self.offline = self.offline or e.type == "beat-offline"
+
+    def follow(self, e: BeatEvent) -> None:
+        """Take in a heartbeat's number, which tells whether its list of changes joins on to what we know."""
+        if e.seq is None:
+            return
+        known = 0 if self.seq is None else self.seq
+        in_reach = e.seq - known <= LISTED_AGAIN and (self.synced or self.seq is None)
+        self.synced = in_reach and e.complete
+        self.seq = max(e.seq, known)
+        if self.synced and e.asof is not None:
+            self.confirmed = max(e.asof, self.confirmed or 0.0)
+
+    def list(self, e: BeatEvent, names: set[str]) -> bool:
+        """Take in one part of a listing; tell whether it was the last missing one."""
+        number, parts, known = self._listing
+        if number != e.listing:
+            number, parts, known = e.listing, set(), set()
+        parts.add(e.part)
+        known |= names
+        self._listing = (number, parts, known)
+        if len(parts) < e.parts:
+            return False
+        self.listed, self.hides = known, e.hides
+        if e.seq is not None and not self.synced:
+            self.synced, self.seq = True, max(e.seq, self.seq or 0)
+        return True
+
+    def alive(self, now: float, hearing_since: float) -> bool:
+        """Tell whether it said something lately; while the monitor is deaf nobody dies."""
+        return not self.offline and now - max(self.last_heard, hearing_since) <= SILENT
+
+    def leads(self) -> bool:
+        """Tell whether it dispatches: every beat does, unless it says that it waits for another one's lock."""
+        return self.leader is not False
+
+    def beside(self, other: Boot) -> bool:
+        """Tell whether the two ran side by side: each was heard after the other came online."""
+        return self.last_heard > other.first_heard + MARGIN and other.last_heard > self.first_heard + MARGIN
+
+    def dump(self) -> dict[str, Any]:
+        """Return what must survive a restart of the monitor."""
+        return {
+            "label": self.label, "first": self.first_heard, "last": self.last_heard, "leader": self.leader,
+            "offline": self.offline, "dropped": self.dropped, "tallies": self.tallies, "entries": self.entries,
+            "last_tick": self.last_tick, "skew": self.skew.seconds, "seq": self.seq, "synced": self.synced,
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, name: str, state: dict[str, Any]) -> Boot:
+        """Return the boot that was dumped."""
+        boot = cls(name, state["label"], state["first"])
+        boot.last_heard, boot.leader, boot.offline = state["last"], state["leader"], state["offline"]
+        boot.dropped, boot.entries, boot.last_tick = state["dropped"], state["entries"], state["last_tick"]
+        boot.seq, boot.synced = state["seq"], state["synced"]
+        boot.tallies = {entry: Tally(*tally) for entry, tally in state["tallies"].items()}
+        boot.skew.see(boot.last_heard - state["skew"], boot.last_heard)
+        return boot
+
+
+class BeatApp:
+    """The beats and the entries of one Celery app."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.boots: dict[str, Boot] = {}
+        self.chains: dict[str, Chain] = {}
+        self.labels: dict[str, str] = {}
+        self.dead = True
+        self.amnesty: float | None = None
+        """When the monitor could hear again after it had been deaf to beats that were alive before."""
+        self.led_by = ""
+        """The leading beat heard last."""
+
+    def boot(self, e: BeatEvent, now: float) -> Boot:
+        """Return the beat that sent the event, in the state after it."""
+        boot = self.boots.get(e.boot)
+        if boot is None:
+            host = e.hostname.rpartition("@")[2]
+            boot = self.boots[e.boot] = Boot(e.boot, f"{self.name}@{host}", now)
+            if len(self.boots) > BOOTS:
+                oldest = min(self.boots.values(), key=lambda b: b.last_heard)
+                del self.boots[oldest.name]
+        boot.hear(e, now)
+        if boot.leads():
+            if boot.name == self.led_by:
+                self.amnesty = None  # the very process we knew: its counts tell all that happened meanwhile
+            self.forgive(boot)
+            self.led_by = boot.name
+        return boot
+
+    def forgive(self, boot: Boot) -> None:
+        """Judge nothing that was due while the monitor was deaf: some other beat may have seen to it."""
+        if self.amnesty is not None:
+            for chain in self.chains.values():
+                chain.forgive(self.amnesty - boot.skew.seconds)
+            self.amnesty = None
+
+    def leaders(self, now: float, hearing_since: float) -> list[Boot]:
+        """Return the beats that dispatch now; of beats that followed one another only the last."""
+        alive = [b for b in self.boots.values() if b.leads() and b.alive(now, hearing_since)]
+        if not alive:
+            return []
+        newest = max(alive, key=lambda b: b.first_heard)
+        return [b for b in alive if b is newest or b.beside(newest)]
+
+    def latest(self) -> Boot | None:
+        """Return the leading beat that was heard last."""
+        return max((b for b in self.boots.values() if b.leads()), key=lambda b: b.last_heard, default=None)
+
+    def chain(self, name: str, now: float, bounds: Bounds) -> Chain | None:
+        """Return the entry's chain, made where it is new; None where there are too many."""
+        chain = self.chains.get(name)
+        if chain is None and len(self.chains) < ENTRIES:
+            chain = self.chains[name] = Chain(now, bounds)
+        return chain

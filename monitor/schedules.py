@@ -1,0 +1,329 @@
+"""The schedule ledger: beat's events and the clock to what was due, dispatched, late, missed, doubled or finished.
+
+Pure: time comes in with each event and each tick. Events are lossy, so that beat's counts are cumulative and taken in
+idempotently: a lost event or a restart of the monitor is never a false miss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .beats import BeatApp, Boot
+from .chains import Bounds, Chain, Report, Tally
+from .labels import OTHER
+from .ledger_facts import families
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from .catalog import Metric
+    from .events import BeatEntry, BeatEvent
+    from .facts import Family
+    from .labels import Caps
+
+Kind = Literal["started", "succeeded", "failed", "retried", "revoked"]
+
+APPS = 100
+WATCHED = 20_000
+ENDS = 5_000
+DEAF_AFTER = 5.0
+"""Seconds between two ticks after which events may have been missed."""
+FORGET_AFTER = 7 * 86_400.0
+"""Seconds after which an app of which no beat was heard is forgotten, with its entries."""
+FORGET_BEAT_AFTER = 3_600.0
+HIDDEN_BEYOND = 3_600.0
+"""django-celery-beat lists a crontab whenever it is due within two hours; an hour spares daylight saving time."""
+
+
+class _Attempt(NamedTuple):
+    """What is known of a beat's last attempt to dispatch an entry."""
+
+    sent: float
+    due: float | None = None
+    uuid: str | None = None
+
+
+class Ledger:
+    """Follows every entry of every app's schedule, over all beats that dispatch it.
+
+    Args:
+        catalog: the metrics, with their buckets.
+        caps: admits entry and task names as label values.
+
+    The caller hands over the events of `handlers()`, calls `tick` at least every few seconds, and `run_event` for task
+    events whose uuid is in `watched`, or that end a task whose name is in `tasks` (a quick run may end before its
+    dispatch is reported).
+    """
+
+    def __init__(self, catalog: Mapping[str, Metric], caps: Caps) -> None:
+        self.catalog = catalog
+        self.caps = caps
+        self.apps: dict[str, BeatApp] = {}
+        self.watched: dict[str, tuple[str, str, float | None]] = {}
+        self.tasks: set[str] = set()
+        self.dropped = 0
+        """Reports that beats had to drop, of beats that are forgotten."""
+        self.now = 0.0
+        self.hearing_since = 0.0
+        self._ticked: float | None = None
+        self._deaf = False
+        self._ends: dict[str, tuple[Kind, float]] = {}
+        self._bounds = Bounds(
+            *(catalog[f"celery_beat_{name}_seconds"].buckets for name in ("lateness", "interval", "end_to_end"))
+        )
+
+    def handlers(self) -> dict[str, Callable[[BeatEvent, float], None]]:
+        """Return what takes each type of event: a function of the event and the time of its receipt."""
+        return {
+            "beat-online": self.presence,
+            "beat-offline": self.presence,
+            "beat-heartbeat": self.heartbeat,
+            "beat-schedule": self.listing,
+            "beat-dispatched": self.attempt,
+            "beat-dispatch-failed": self.attempt,
+        }
+
+    # --- what beat says -------------------------------------------------------------------------------------------
+
+    def presence(self, e: BeatEvent, now: float) -> None:
+        """Note that a beat has come or gone."""
+        self._hear(e, now)
+
+    def _hear(self, e: BeatEvent, now: float) -> tuple[BeatApp, Boot] | None:
+        self.now = max(now, self.now)
+        app = self.apps.get(e.app)
+        if app is None:
+            if len(self.apps) >= APPS:
+                return None
+            app = self.apps[e.app] = BeatApp(e.app)
+        return app, app.boot(e, now)
+
+    def heartbeat(self, e: BeatEvent, now: float) -> None:
+        """Correct what was lost by beat's totals, and count what it confirms not to have dispatched."""
+        heard = self._hear(e, now)
+        if heard is None:
+            return
+        app, boot = heard
+        skips, uuids = e.skips or {}, e.uuids or {}
+        for entry, (dispatched, failed, last) in (e.totals or {}).items():
+            tally = Tally(dispatched, failed, skips.get(entry, 0))
+            self._reported(app, boot, entry, tally, _Attempt(last or e.timestamp, None, uuids.get(entry)))
+        boot.follow(e)
+        leaders = app.leaders(now, self.hearing_since)
+        confirmed = [b.confirmed for b in leaders if b.synced and b.confirmed is not None]
+        if leaders and len(confirmed) == len(leaders):
+            for chain in app.chains.values():
+                chain.confirm(min(confirmed))
+
+    def listing(self, e: BeatEvent, now: float) -> None:
+        """Take in one part of a beat's schedule; with the last part, drop the entries that are gone."""
+        heard = self._hear(e, now)
+        if heard is None or not heard[1].leads() or not isinstance(e.entries, list):
+            return
+        app, boot = heard
+        for item in e.entries:
+            self._listed(app, boot, item, now)
+        if boot.list(e, {item.entry for item in e.entries}):
+            self._prune(app, now)
+
+    def _listed(self, app: BeatApp, boot: Boot, item: BeatEntry, now: float) -> None:
+        chain = self._chain(app, item.entry, now - boot.skew.seconds)
+        if chain is None:
+            return
+        if item.enabled and not chain.enabled:
+            chain.forgive(now - boot.skew.seconds)
+        chain.enabled = item.enabled
+        chain.describe(item, item.next_due)
+        self.tasks.add(chain.task)
+        tally = Tally(item.dispatched, item.failed, item.skipped)
+        if item.last_dispatch is not None:
+            if tally.attempts:
+                self._reported(app, boot, item.entry, tally, _Attempt(item.last_dispatch))
+            else:
+                chain.remember(item.last_dispatch)
+
+    def attempt(self, e: BeatEvent, now: float) -> None:
+        """Take in one dispatch, successful or not."""
+        heard = self._hear(e, now)
+        if heard is None or e.entry is None:
+            return
+        app, boot = heard
+        sent = e.sent or e.timestamp
+        chain = self._chain(app, e.entry, sent)
+        if chain is None:
+            return
+        tally = Tally(e.dispatched, e.failed, e.skipped)
+        new = tally.attempts > boot.tallies.get(e.entry, Tally()).attempts
+        if new:
+            chain.describe(e, None)
+            self.tasks.add(chain.task)
+        self._reported(app, boot, e.entry, tally, _Attempt(sent, e.due, e.uuid))
+        if new:
+            chain.describe(e, e.next_due)
+
+    def _chain(self, app: BeatApp, entry: str, since: float) -> Chain | None:
+        chain = app.chain(entry, since, self._bounds)
+        if chain is None:
+            self.caps.overflow["entry"] += 1
+        elif entry not in app.labels:
+            app.labels[entry] = self.caps.admit("entry", entry)
+        return chain
+
+    def _reported(self, app: BeatApp, boot: Boot, entry: str, tally: Tally, last: _Attempt) -> None:
+        chain = self._chain(app, entry, last.sent)
+        if chain is None:
+            return
+        known = boot.tallies.get(entry)
+        before = known or Tally()
+        boot.tallies[entry] = merged = Tally(*map(max, before, tally))
+        due = last.due
+        if merged != before:
+            other = app.boots.get(chain.anchor_boot)
+            peers = other is not None and other is not boot and boot.beside(other)
+            younger = other is not None and boot.first_heard > other.first_heard
+            due = chain.report(Report(boot.name, before, known is None, merged, last.sent, due, peers, younger))
+        if last.uuid is not None and last.uuid not in self.watched and tally.dispatched:
+            self._watch(last.uuid, (app.name, entry, due))
+
+    # --- what became of the runs ----------------------------------------------------------------------------------
+
+    def _watch(self, uuid: str, run: tuple[str, str, float | None]) -> None:
+        end = self._ends.pop(uuid, None)
+        if end is not None:
+            self._ended(run, *end)
+            return
+        self.watched[uuid] = run
+        if len(self.watched) > WATCHED:
+            del self.watched[next(iter(self.watched))]
+
+    def run_event(self, kind: Kind, uuid: str, task: str, at: float, now: float) -> None:
+        """Take in a task event, at its worker's time `at`, of a run in `watched` or of a task in `tasks`."""
+        del now
+        run = self.watched.get(uuid)
+        if kind in {"started", "retried"}:
+            return
+        if run is not None:
+            del self.watched[uuid]
+            self._ended(run, kind, at)
+        elif task in self.tasks:
+            self._ends[uuid] = (kind, at)
+            if len(self._ends) > ENDS:
+                del self._ends[next(iter(self._ends))]
+
+    def _ended(self, run: tuple[str, str, float | None], kind: Kind, at: float) -> None:
+        name, entry, due = run
+        app = self.apps.get(name)
+        chain = app.chains.get(entry) if app is not None else None
+        if chain is not None and kind != "revoked":
+            chain.ended(at, due, succeeded=kind == "succeeded")
+
+    # --- what the clock says --------------------------------------------------------------------------------------
+
+    def tick(self, now: float, hearing: bool = True) -> None:
+        """Let time pass; `hearing` tells whether events reach the monitor: while it is deaf, nothing is judged."""
+        paused = self._ticked is None or now - self._ticked > DEAF_AFTER
+        self._ticked = now
+        self.now = now
+        if not hearing or paused:
+            self._deaf = True
+        if not hearing:
+            return
+        if self._deaf:
+            self._deaf = False
+            self.hearing_since = now
+            for app in self.apps.values():
+                if not app.dead:
+                    app.amnesty = now
+        for app in list(self.apps.values()):
+            self._judge(app, now)
+
+    def _judge(self, app: BeatApp, now: float) -> None:
+        last = app.latest()
+        app.dead = not app.leaders(now, self.hearing_since)
+        heard = max((boot.last_heard for boot in app.boots.values()), default=now)
+        if now - heard > FORGET_AFTER:
+            self._forget(app, list(app.chains))
+            self.dropped += sum(boot.dropped for boot in app.boots.values())
+            del self.apps[app.name]
+            return
+        if app.dead and last is not None:
+            app.forgive(last)
+            moment = now - last.skew.seconds
+            for chain in app.chains.values():
+                chain.confirm(moment)
+        for boot in list(app.boots.values()):
+            if boot is not last and now - boot.last_heard > FORGET_BEAT_AFTER:
+                self.dropped += boot.dropped
+                del app.boots[boot.name]
+
+    def _prune(self, app: BeatApp, now: float) -> None:
+        leaders = app.leaders(now, self.hearing_since)
+        if any(boot.listed is None for boot in leaders):
+            return
+        kept: set[str] = set().union(*(boot.listed or () for boot in leaders))
+        hides = any(boot.hides for boot in leaders)
+        moment = now - leaders[-1].skew.seconds if leaders else now
+        gone = [
+            name for name, chain in app.chains.items() if name not in kept and not (hides and _hidden(chain, moment))
+        ]
+        if gone and leaders:
+            self._forget(app, gone)
+
+    def _forget(self, app: BeatApp, names: list[str]) -> None:
+        for name in names:
+            del app.chains[name]
+            label = app.labels.pop(name, OTHER)
+            if label != OTHER:
+                self.caps.forget("entry", label)
+            for boot in app.boots.values():
+                boot.tallies.pop(name, None)
+        self.tasks = {chain.task for a in self.apps.values() for chain in a.chains.values()}
+
+    # --- what is handed over --------------------------------------------------------------------------------------
+
+    def families(self) -> Iterable[Family]:
+        """Return all metrics of the group beat, and what the probes had to drop, as of the last tick or event."""
+        return families(self)
+
+    def dump(self) -> dict[str, Any]:
+        """Return what must survive a restart of the monitor, as plain data."""
+        return {
+            "bounds": [list(bounds) for bounds in self._bounds],
+            "dropped": self.dropped,
+            "watched": self.watched,
+            "apps": {
+                name: {
+                    "dead": app.dead,
+                    "led_by": app.led_by,
+                    "boots": {boot.name: boot.dump() for boot in app.boots.values()},
+                    "chains": {entry: chain.dump() for entry, chain in app.chains.items()},
+                }
+                for name, app in self.apps.items()
+            },
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `dump` returned; what does not fit is left out and the rest kept."""
+        same = state.get("bounds") == [list(bounds) for bounds in self._bounds]
+        self.dropped = state.get("dropped", 0)
+        self.watched = {uuid: (run[0], run[1], run[2]) for uuid, run in state.get("watched", {}).items()}
+        for name, kept in state.get("apps", {}).items():
+            app = self.apps[name] = BeatApp(name)
+            app.dead, app.led_by = kept["dead"], kept["led_by"]
+            app.boots = {boot: Boot.load(boot, saved) for boot, saved in kept["boots"].items()}
+            for entry, saved in kept["chains"].items():
+                chain = self._chain(app, entry, 0.0)
+                if chain is not None:
+                    chain.load(saved, histograms=same)
+                    self.tasks.add(chain.task)
+
+
+def _hidden(chain: Chain, moment: float) -> bool:
+    """Tell whether django-celery-beat may leave the entry out although it exists: its slot is far away."""
+    if chain.kind not in {"crontab", "clocked"} or chain.due is None:
+        return False
+    fields = chain.spec.split()
+    if chain.kind == "crontab" and not (len(fields) == 5 and fields[1].isdigit()):
+        return False
+    following = chain.slots.after(chain.due)
+    return all(abs(slot - moment) > HIDDEN_BEYOND for slot in (chain.due, following) if slot is not None)
