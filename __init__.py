@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from celery import Celery
 
-__all__ = ["__version__", "install"]
+    from .alerts.hooks import AlertingTask
+
+__all__ = ["AlertingTask", "__version__", "install"]
 
 __version__ = "0.1.0"
 
 
-def install(app: Celery) -> None:
+def __getattr__(name: str) -> Any:
+    if name == "AlertingTask":  # imports Celery, which `import celeryscope` alone must not
+        from .alerts.hooks import AlertingTask
+
+        return AlertingTask
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def install(
+    app: Celery,
+    *,
+    report_failures: bool = True,
+    environment: str | None = None,
+    release: str | None = None,
+    include_args: bool = False,
+    report_retries: bool = False,
+    report_throws: bool = False,
+    notify_eager: bool = False,
+    user_packages: Iterable[str] = (),
+    redact: Iterable[str] | Callable[[str], str] = (),
+) -> None:
     """Make a Celery app observable; call it once where the app is made, in every process that imports the app.
 
     Task events are switched on where the configuration leaves them at Celery's default (`worker_send_task_events`
@@ -20,16 +44,33 @@ def install(app: Celery) -> None:
     the app is configured, or twice, makes no difference. It reads no configuration, opens no connection and starts
     no thread, and after its arguments are accepted nothing in it raises: what fails is logged and left out.
 
+    Failures of tasks go from the worker into a durable queue for `celeryscope alerter` (docs/failures.md), unless
+    `report_failures` is False. `environment` and `release` are shown with them. `include_args`: with the arguments of
+    every task. `report_retries`, `report_throws`: each retry, and exceptions that a task declares in `throws`.
+    `notify_eager`: tasks called eagerly, in whatever process. `user_packages`: installed packages that are your own
+    code. `redact`: further key names (regular expressions) whose values are secrets, or a function from text to text.
+
     Raises:
-        TypeError: `app` is not a Celery app.
+        TypeError, ValueError: `app` is not a Celery app, or an option is of the wrong kind.
     """
     from celery import Celery
 
+    from .alerts.options import Options
     from .monitor import event_settings
     from .monitor.guard import Guard
 
     if not isinstance(app, Celery):
         raise TypeError(f"celeryscope.install() takes your Celery app, not {type(app).__name__}: install(app)")
+    # `celery.current_app` is a proxy: nothing weak can refer to it, and it is never identical with the app.
+    app = app._get_current_object() if hasattr(app, "_get_current_object") else app
+    options = Options(
+        environment, release, include_args, report_retries, report_throws, notify_eager, user_packages, redact
+    )
     # One guarded step for each probe, imported here and not above: `import celeryscope` must cost a worker nothing.
     with Guard("install: task events"):
         event_settings.connect(app)
+    if report_failures:
+        with Guard("install: failures"):
+            from .alerts import hooks
+
+            hooks.connect(app, options)

@@ -47,7 +47,7 @@ def parse(text: str, hint: str | None = None, *, skip: frozenset[str] = frozense
 
     Of a chain, the exception raised last counts, unless its class is in `skip` and there is one before it.
     """
-    blocks = _CHAIN.split(_bounded(text))
+    blocks = _CHAIN.split(bounded(text))
     parsed = [_block(block, hint) for block in blocks]
     which = len(parsed) - 1
     if hint is not None:  # a message may itself hold a chain of tracebacks: go back to the class that is known
@@ -61,7 +61,8 @@ def parse(text: str, hint: str | None = None, *, skip: frozenset[str] = frozense
     return Trace(chosen.exception or hint or "unknown", chosen.message, chosen.frames, causes)
 
 
-def _bounded(text: str) -> str:
+def bounded(text: str) -> str:
+    """Return what of a traceback is read: all of it, or its start and its end."""
     if len(text) <= READ_LENGTH:
         return text
     half = READ_LENGTH // 2
