@@ -33,6 +33,8 @@ CONNECTED_FOR = 15.0
 ECHOES_LOST = 4
 """Echoes that were published and did not come back, after which the subscription is made anew."""
 SILENT_AFTER = 60.0
+FEED = 500
+"""Most events in one `feed`, so that whoever waits for the sink's lock does not wait long."""
 
 
 class Sink(Protocol):
@@ -257,8 +259,9 @@ class Source:
         if self._stopping.is_set():
             return
         now = self._clock()
-        with Guard("the monitor's processing of events"):
-            self._sink.feed(events, now)
+        for first in range(0, len(events), FEED):
+            with Guard("the monitor's processing of events"):
+                self._sink.feed(events[first : first + FEED] if len(events) > FEED else events, now)
         echo = self.decoder.echo
         if echo is not self._echo_seen and echo is not None:
             self._echo_seen = echo
