@@ -62,7 +62,8 @@ def install(
     if not isinstance(app, Celery):
         raise TypeError(f"celeryscope.install() takes your Celery app, not {type(app).__name__}: install(app)")
     # `celery.current_app` is a proxy: nothing weak can refer to it, and it is never identical with the app.
-    app = app._get_current_object() if hasattr(app, "_get_current_object") else app
+    unwrap = getattr(app, "_get_current_object", None)
+    app = unwrap() if unwrap else app
     options = Options(
         environment, release, include_args, report_retries, report_throws, notify_eager, user_packages, redact
     )
