@@ -8,7 +8,7 @@ import re
 from .labels import UNKNOWN
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*")
-_LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)")
+_LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:[:(]|$)")
 _NOT_REGISTERED = re.compile(r"""NotRegistered\(['"](.{1,1000}?)['"],?\)$""", re.DOTALL)
 _REJECT = re.compile(r"reject requeue=(True|False|1|0|None)", re.IGNORECASE)
 

@@ -71,6 +71,7 @@ class Pipeline:
         forget_worker_after: seconds after which a worker that is gone is forgotten.
         ledger: the schedule ledger, where there is one.
         observer: somebody who wants to hear of each task event (the celery-exporter names).
+        clock: unix time, for the ages of what goes on.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Pipeline:
         forget_worker_after: float = 3_600.0,
         ledger: Schedules | None = None,
         observer: Observer | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.catalog = catalog
         self.caps = caps or Caps()
@@ -94,7 +96,9 @@ class Pipeline:
         self.ledger = ledger
         self.failures: Counter[str] = Counter()
         self.connected = False
+        self._clock = clock
         self._judged = 0.0
+        self._was_down = False
         self._queues: Callable[[], tuple[Topology, QueueSnapshot]] | None = None
         self.workers.on_gone = self.tasks.worker_gone
         self.workers.on_back = self.tasks.worker_back
@@ -159,7 +163,9 @@ class Pipeline:
         """Events come (again), or stop coming: what is missed from here on was lost on the way."""
         with self.lock:
             self.connected = up
-            self.workers.gap(now)
+            # The first connection after a restart ends the time that the monitor was down.
+            self.workers.gap(now, down=self._was_down)
+            self._was_down = False
 
     def lag(self, seconds: float, now: float) -> None:
         """Take note of the event lag; with much of it events may be dropped on the way."""
@@ -183,7 +189,7 @@ class Pipeline:
 
     def families(self) -> Iterable[Family]:
         """Return everything that the events told; copies under the lock, builds outside of it."""
-        now = time.time()
+        now = self._clock()
         with self.lock:
             snapshot = Snapshot(self.tasks.rows.names)
             table = copy_table(self.tasks, now)
@@ -225,6 +231,7 @@ class Pipeline:
     def load(self, state: dict[str, Any], now: float) -> None:
         """Take back what `dump` gave, before the first event."""
         with self.lock:
+            self._was_down = True
             self.workers.load(state["workers"], now)
             if state["rows"] is not None:
                 self.tasks.rows.load(state["rows"])

@@ -101,7 +101,7 @@ class Starts:
         growth = certain - self.settled
         if growth > 0 and not self.shared:
             self.settled = certain
-            if watch.gap_at > self.clean_at:
+            if watch.gap_at >= self.clean_at:
                 self.missed += growth
                 if watch.gap_was_down:
                     self.missed_down += growth

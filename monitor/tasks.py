@@ -244,7 +244,7 @@ class TaskTable(RunStore):
             return
         run.row.counts[r.REQUEUED if requeue else r.REJECTED] += 1
         if not requeue:
-            self.rows.exception(run.row, "Reject", "failed")
+            self.rows.exception(run.row, "Reject", "rejected")
         if self.observer is not None:
             self._tell("rejected", run, e)
         if requeue and run.uuid not in self.live and not run.held:
