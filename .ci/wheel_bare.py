@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distributions, requires
 
@@ -30,7 +31,7 @@ def closure(name: str) -> set[str]:
 
 
 def main() -> None:
-    """Install the probes into an app, run a task, publish one; see what was needed."""
+    """Install the probes into an app, run a task, publish one; see what was needed, and what the commands say."""
     installed = {normal(distribution.metadata["Name"]) for distribution in distributions()}
     surplus = installed - closure("celery") - {"celeryscope", "pip", "setuptools"}
     assert not surplus, f"without extras came more than Celery: {surplus}"
@@ -51,6 +52,14 @@ def main() -> None:
 
     assert add.apply((1, 2)).get() == 3
     assert add.delay(1, 2).id
+
+    for command in ("monitor", "status", "demo"):
+        argv = [sys.executable, "-I", "-m", "celeryscope", command]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        told = done.stdout + done.stderr
+        assert done.returncode == 2, (command, done.returncode, told)
+        assert "pip install 'celeryscope[" in told, (command, told)
+        assert "Traceback" not in told, (command, told)
     sys.stdout.write(f"install() and a task with {len(installed)} distributions: {', '.join(sorted(installed))}\n")
 
 
