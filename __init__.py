@@ -70,6 +70,10 @@ def install(
     # One guarded step for each probe, imported here and not above: `import celeryscope` must cost a worker nothing.
     with Guard("install: task events"):
         event_settings.connect(app)
+    with Guard("install: beat"):
+        from .monitor import beat
+
+        beat.connect(app)
     if report_failures:
         with Guard("install: failures"):
             from .alerts import hooks

@@ -14,7 +14,7 @@ from .labels import OTHER
 from .ledger_facts import families
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from .catalog import Metric
     from .events import BeatEntry, BeatEvent
@@ -50,9 +50,9 @@ class Ledger:
         catalog: the metrics, with their buckets.
         caps: admits entry and task names as label values.
 
-    The caller hands over the events of `handlers()`, calls `tick` at least every few seconds, and `run_event` for task
-    events whose uuid is in `watched`, or that end a task whose name is in `tasks` (a quick run may end before its
-    dispatch is reported).
+    The caller hands over the events of `handlers()`, calls `tick` at least every few seconds, and `run_event` for the
+    ends of runs whose uuid is in `watched` or whose task's name is in `tasks`: a quick run may end before its dispatch
+    is reported, and the report may be lost.
     """
 
     def __init__(self, catalog: Mapping[str, Metric], caps: Caps) -> None:
@@ -281,9 +281,9 @@ class Ledger:
 
     # --- what is handed over --------------------------------------------------------------------------------------
 
-    def families(self) -> Iterable[Family]:
+    def families(self) -> list[Family]:
         """Return all metrics of the group beat, and what the probes had to drop, as of the last tick or event."""
-        return families(self)
+        return list(families(self))
 
     def dump(self) -> dict[str, Any]:
         """Return what must survive a restart of the monitor, as plain data."""
