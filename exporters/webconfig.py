@@ -86,9 +86,8 @@ class WebConfig:
         self._lock = threading.Lock()
         self._authenticator = Authenticator()
         self._watched: tuple[Path, ...] = (self._path,)
-        self._seen = self._fingerprint()
+        self._seen: tuple[object, ...] = ()
         self._state = self._load()
-        self._seen = self._fingerprint()
         self.tls = self._state.context is not None
         self._limiter = _Limiter(*self._state.rate, clock)
 
@@ -138,7 +137,6 @@ class WebConfig:
                 log.error("web configuration not taken over, the one before stays: %s", error)  # noqa: TRY400 - one clear line
             else:
                 self._take(state)
-            self._seen = self._fingerprint()  # it may name other files now
         return self._state
 
     def _take(self, state: _State) -> None:
@@ -151,9 +149,13 @@ class WebConfig:
         return tuple(_identity(path) for path in self._watched)
 
     def _load(self) -> _State:
+        before = _identity(self._path)
         file = _parse(self._path)
         tls, http, rate = file.tls_server_config, file.http_server_config, file.rate_limit or RateSection()
-        self._watched = (self._path, *files_of(tls, self._path.parent))
+        named = files_of(tls, self._path.parent)
+        self._watched = (self._path, *named)
+        # As they were before they are read: what changes meanwhile is then seen as a change.
+        self._seen = (before, *map(_identity, named))
         context = server_context(tls, self._path) if tls is not None and tls != TlsSection() else None
         return _State(
             _users(file.basic_auth_users or {}, self._path),
