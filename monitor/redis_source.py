@@ -126,18 +126,18 @@ class RedisSubscription:
                 self._closed = True
                 break
             self._chunks.append(chunk)
+            self._size += len(chunk)
             got += len(chunk)
             if len(chunk) < READ and not self._tls:  # a TLS read ends with its record
                 break
         if got:
-            self._size += got
             self._heard = self._monotonic()
 
     def _work(self, deliver: Deliver) -> None:
         """Decode and deliver for `WORK` seconds, or all there is."""
         until = self._monotonic() + WORK
         events: list[Event] = []
-        while self._chunks and self._monotonic() < until:
+        while self._chunks:
             chunk = self._chunks[0]
             self._feed(chunk, events)
             if self._offset >= len(chunk):
@@ -147,6 +147,8 @@ class RedisSubscription:
             if len(events) >= BATCH:
                 deliver(events)
                 events = []
+            if self._monotonic() >= until:
+                break
         if events:
             deliver(events)
 

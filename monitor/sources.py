@@ -136,6 +136,7 @@ class Source:
             threading.Thread(target=self._run, name="celeryscope-events", daemon=True),
             threading.Thread(target=self._tick, name="celeryscope-tick", daemon=True),
         ]
+        self._idle = True
         self._up = False
         self._was_up = False
         self._down_since: float | None = None
@@ -191,8 +192,10 @@ class Source:
             self._came_up()
             try:
                 while not self._stopping.is_set():
+                    self._idle = True
                     subscription.take(self._deliver)
-                    self._check_echo()
+                    if self._idle:  # an echo may lie behind what we have not worked off yet
+                        self._check_echo()
             except Exception as error:  # noqa: BLE001 - whatever ends a subscription, the answer is a new one
                 self._went_down(error)
             finally:
@@ -258,6 +261,7 @@ class Source:
     def _deliver(self, events: list[Event]) -> None:
         if self._stopping.is_set():
             return
+        self._idle = False
         now = self._clock()
         for first in range(0, len(events), FEED):
             with Guard("the monitor's processing of events"):
