@@ -141,13 +141,14 @@ class StateFile:
             if not isinstance(state, dict):
                 raise _DamagedError("it holds no table")
         except (_DamagedError, msgspec.MsgspecError) as error:
-            self._set_aside(str(error))
+            self.set_aside(str(error))
             return {}
         except StateError as error:
             raise StateError(f"{str(self.path)!r} {error}; use that version or another directory") from None
         return state
 
-    def _set_aside(self, reason: str) -> None:
+    def set_aside(self, reason: str) -> None:
+        """Rename the file, so that people can look at it and the next save does not lose it."""
         aside = self.path.with_name(f"state.damaged-{int(self._wall())}")
         self.path.replace(aside)
         logger.warning("--state-dir: %s cannot be read (%s); set aside as %s", self.path, reason, aside.name)

@@ -130,7 +130,7 @@ def test_the_screen_fits_80_columns_and_has_no_colour_without_a_terminal() -> No
     screen = shown(text)
     assert max(len(line) for line in screen.splitlines()) <= 80
     assert "\x1b" not in screen
-    for number in ("5.0%", "12 345", "1 200", "1.5 min", "2 h"):
+    for number in ("5.0%", "12 345", "1 200", "90 s", "2 h"):
         assert number in screen
 
 

@@ -1,0 +1,130 @@
+"""`celeryscope monitor` as a process: the monitor's facts, the pages that show them, and signals that end both."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..monitor import logs
+from ..monitor.compat import CompatCounts
+from ..monitor.facts import Facts
+from ..monitor.masking import masked
+from ..monitor.service import Monitor, StartError
+from .compat import PATH as COMPAT_PATH
+from .compat import CompatFacts, compat_exposition
+from .http import Address, ListenError, Server
+from .pages import Page, Status
+from .prometheus import Exposition
+from .webconfig import WebConfig, WebConfigError
+
+if TYPE_CHECKING:
+    from ..monitor.settings import MonitorSettings
+
+logger = logging.getLogger("celeryscope.monitor")
+
+
+class CannotStartError(click.ClickException):
+    """Something that the user must mend first; a line each, exit code 2."""
+
+    exit_code = 2
+
+
+def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None) -> None:
+    """Watch and serve until SIGTERM or SIGINT; `others` are further facts for the page, by collector name.
+
+    Raises:
+        CannotStartError: a line for each thing that keeps it from starting.
+    """
+    logs.configure(settings.log_level, settings.log_format, secrets_of(settings))
+    stop = threading.Event()
+    with _signals(stop):
+        try:
+            _serve(settings, others or {}, stop)
+        except (StartError, ListenError, WebConfigError, ValueError) as error:
+            raise CannotStartError(str(error)) from None
+
+
+def _serve(settings: MonitorSettings, others: Mapping[str, Facts], stop: threading.Event) -> None:
+    names = [target.name for target in settings.broker_url] or [""]
+    compat = {name: CompatCounts() for name in names} if settings.compat else {}
+    monitor = Monitor(settings, observer=compat.__getitem__ if compat else None)
+    with contextlib.closing(monitor):
+        monitor.restore()
+        with _server(settings, monitor, compat, others) as server:
+            monitor.probe(stop)
+            if not stop.is_set():
+                _run(monitor, server, stop)
+
+
+def _run(monitor: Monitor, server: Server, stop: threading.Event) -> None:
+    monitor.start()
+    brokers = ", ".join(config.label for config in monitor.configs)
+    logs.START.info("celeryscope %s watches %s and serves %s/metrics", __version__, brokers, server.url)
+    try:
+        stop.wait()
+    finally:
+        # The pages go first: a half-stopped monitor must not be scraped.
+        server.stop()
+        monitor.stop()
+        logger.info("stopped")
+
+
+def secrets_of(settings: MonitorSettings) -> set[str]:
+    """Return the passwords in the settings' URLs, which no log line may hold."""
+    found = set()
+    for target in (*settings.broker_url, *settings.rabbitmq_management_url):
+        url = target.url.get_secret_value()
+        shown = masked(url)
+        head, _, tail = shown.partition("***")
+        if shown != url and tail:
+            found.add(url.removeprefix(head).removesuffix(tail))
+    return found
+
+
+def _server(
+    settings: MonitorSettings, monitor: Monitor, compat: Mapping[str, CompatCounts], others: Mapping[str, Facts]
+) -> Server:
+    page = Exposition(
+        monitor.watches,
+        others={"monitor": monitor, **others},
+        prefix=settings.metric_prefix,
+        static_labels=settings.static_label,
+    )
+    pages: dict[str, Page] = {"/metrics": page}
+    if compat:
+        facts = {
+            name: CompatFacts(watch, compat[name], lock=watch.pipeline.lock) for name, watch in monitor.watches.items()
+        }
+        pages[COMPAT_PATH] = compat_exposition(facts, static_labels=settings.static_label)
+    web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
+
+    def ready() -> list[Status]:
+        return [Status(*part) for part in monitor.readiness()]
+
+    return Server(Address(*settings.listen), pages, ready=ready, web_config=web_config)
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Let the first SIGTERM or SIGINT set `stop`; a second one does what it did before, so that nobody is stuck."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, _frame: object) -> None:
+        signal.signal(number, before[number])
+        stop.set()
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])

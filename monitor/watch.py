@@ -1,0 +1,154 @@
+"""One broker being watched: its pipeline, the source that feeds it, the sampler of its queues, and what those say."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .facts import Family
+from .labels import DEFAULT_CAPS, OTHER, UNKNOWN, Caps
+from .pipeline import Pipeline
+from .queues_sampler import QueueSamplerThread, open_sampler
+from .schedules import Ledger
+from .sources import Source
+
+if TYPE_CHECKING:
+    from .broker import BrokerConfig
+    from .catalog import Metric
+    from .events import Event
+    from .runstore import Observer
+    from .settings import MonitorSettings
+
+TELL_EVERY = 2.0
+
+
+class BrokerWatch:
+    """Facts of one broker (it can be scraped as it is), from `start` to `stop`."""
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        config: BrokerConfig,
+        catalog: Mapping[str, Metric],
+        observer: Observer | None = None,
+        *,
+        management_url: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self._settings = settings
+        self._catalog = catalog
+        self._observer = observer
+        self._clock = clock
+        self._told = 0.0
+        self._workers: set[str] = set()
+        self.sampler = open_sampler(
+            config,
+            queues=settings.queue,
+            limit=settings.cap.get("queue", DEFAULT_CAPS["queue"]),
+            management_url=management_url,
+            sent_times=self._sent_at,
+        )
+        self._sampling = QueueSamplerThread(self.sampler, settings.sample_interval, clock=clock)
+        self.pipeline = self._new_pipeline()
+        self.source = Source(config, self, clock=clock, enable_events=settings.enable_events)
+
+    def _new_pipeline(self) -> Pipeline:
+        caps = Caps(self._settings.cap)
+        pipeline = Pipeline(
+            self._catalog,
+            caps,
+            most=self._settings.max_live_tasks,
+            worker_timeout=self._settings.worker_timeout,
+            forget_worker_after=self._settings.forget_worker_after,
+            ledger=Ledger(self._catalog, caps),
+            observer=self._observer,
+            clock=self._clock,
+        )
+        pipeline.watch_queues(lambda: (self.sampler.topology, self.sampler.snapshot))
+        return pipeline
+
+    def _sent_at(self, uuid: str) -> float | None:
+        run = self.pipeline.tasks.live.get(uuid)
+        return (run.available_at or None) if run is not None else None
+
+    def load(self, state: Mapping[str, Any], now: float) -> None:
+        """Take back what the pipeline dumped, before `start`.
+
+        Raises:
+            Exception: the state makes no sense; this watch is then as new.
+        """
+        try:
+            self.pipeline.load(dict(state), now)
+        except Exception:
+            self.pipeline = self._new_pipeline()
+            raise
+
+    def start(self) -> None:
+        """Start the threads; does not wait for the broker."""
+        self.source.start()
+        self._sampling.start()
+
+    def stop(self) -> None:
+        """Stop the threads within about a second; one that waits for a broker ends by itself."""
+        self.source.stop(timeout=0.8)
+        self._sampling.stop(timeout=0.2)
+
+    # --- the sink of the source -------------------------------------------------------------------------------------
+
+    def feed(self, events: list[Event], now: float) -> None:
+        """Pass events on."""
+        self.pipeline.feed(events, now)
+
+    def connection(self, up: bool, now: float) -> None:
+        """Pass on that events come, or stop coming."""
+        self.pipeline.connection(up, now)
+
+    def tick(self, now: float) -> None:
+        """Let time pass, and tell the pipeline of the lag: with much of it events get lost on the way."""
+        if self.source.echo_lag is not None:
+            self.pipeline.lag(self.source.echo_lag, now)
+        self.pipeline.tick(now)
+        if now - self._told >= TELL_EVERY:
+            self._told = now
+            self._tell_sampler()
+
+    def _tell_sampler(self) -> None:
+        """Let the sampler know of the queues and workers that the events told of."""
+        with self.pipeline.lock:
+            queues = {queue for name in self.pipeline.tasks.rows.names.values() for queue in name.rows}
+            workers = {host.name for host in self.pipeline.workers.up()}
+        self.sampler.know(queues - {UNKNOWN, OTHER})
+        self.sampler.know_workers(workers - self._workers)
+        self.sampler.forget_workers(self._workers - workers)
+        self._workers = workers
+
+    # --- facts ------------------------------------------------------------------------------------------------------
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether our own echo came back lately, and if not why."""
+        if self.source.connected:
+            return True, ""
+        if not self.source.subscribed:
+            return False, "no subscription"
+        return False, self.source.publish_failure or "our own echo has not come back"
+
+    def families(self) -> Iterable[Family]:
+        """Return all families of this broker."""
+        yield from self.sampler.families(self._clock())
+        malformed: Counter[str] = Counter(self.source.decoder.malformed)
+        for family in self.pipeline.families():
+            if family.metric.name == "celeryscope_events_malformed_total":
+                malformed.update({labels[0]: value for labels, value in family.samples})
+            else:
+                yield family
+        yield self._family("celeryscope_events_malformed_total", [((why,), n) for why, n in malformed.items()])
+        yield self._family("celeryscope_connected", [((), float(self.source.connected))])
+        yield self._family("celeryscope_reconnects_total", [((), self.source.reconnects)])
+        if self.source.echo_lag is not None:
+            yield self._family("celeryscope_event_lag_seconds", [((), self.source.echo_lag)])
+
+    def _family(self, name: str, samples: list[tuple[tuple[str, ...], float]]) -> Family:
+        return Family(self._catalog[name], samples)
