@@ -20,6 +20,7 @@ from .workers import WorkerWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from .catalog import Metric
     from .events import Event
@@ -39,6 +40,8 @@ class Schedules(Protocol):
 
     watched: Mapping[str, Any]
     """The task ids that a beat dispatched and whose runs it wants to hear of."""
+    tasks: AbstractSet[str]
+    """The names of scheduled tasks: it wants to hear of their receipt, for some run before beat says so."""
 
     def handlers(self) -> Mapping[str, Callable[[Any, float], None]]:
         """Return what takes each type of beat event."""
@@ -46,8 +49,8 @@ class Schedules(Protocol):
     def run_event(self, kind: Any, uuid: str, task: str, at: float, now: float) -> None:
         """Take note that a watched run has started or ended at `at`, by the worker's clock."""
 
-    def tick(self, now: float) -> None:
-        """Let time pass."""
+    def tick(self, now: float, hearing: bool = True) -> None:
+        """Let time pass; while the monitor hears nothing, silence says nothing."""
 
     def families(self) -> Iterable[Family]:
         """Return the beat metrics."""
@@ -107,7 +110,7 @@ class Pipeline:
         handlers: dict[str, Callable[[Any, float], None]] = {**self.tasks.handlers(), **self.workers.handlers()}
         if ledger is not None:
             handlers.update(ledger.handlers())
-            for kind in ("started", "succeeded", "failed", "retried", "revoked"):
+            for kind in ("received", "started", "succeeded", "failed", "retried", "revoked"):
                 handlers[f"task-{kind}"] = self._watching(kind, handlers[f"task-{kind}"], ledger)
         # [events so far, handler]: one look-up an event.
         self._slots: dict[str, list[Any]] = {kind: [0, handler] for kind, handler in handlers.items()}
@@ -120,7 +123,7 @@ class Pipeline:
 
         def handle(e: Any, now: float) -> None:
             handler(e, now)
-            if ledger.watched and e.uuid in ledger.watched:
+            if e.uuid in ledger.watched or e.name in ledger.tasks:
                 ledger.run_event(kind, e.uuid, e.name or "", e.timestamp, now)
 
         return handle
@@ -154,7 +157,7 @@ class Pipeline:
             self.tasks.tick(now)
             self.workers.tick(now, connected=self.connected)
             if self.ledger is not None:
-                self.ledger.tick(now)
+                self.ledger.tick(now, self.connected)
             if now - self._judged >= JUDGE_EVERY:
                 self._judged = now
                 self._judge(now)

@@ -192,7 +192,8 @@ class TaskTable(RunStore):
 
     def failed(self, e: TaskEvent, now: float) -> None:
         """A run ended in an error and will not be retried; Celery 5.7 says so of a Reject, too."""
-        requeue = rejected_requeue(e.exception)
+        traceback = bytes(e.traceback) if e.traceback is not None else None
+        requeue = rejected_requeue(e.exception, traceback)
         if requeue is not None:
             self._rejected(e, now, requeue=requeue)
             return
@@ -205,7 +206,7 @@ class TaskTable(RunStore):
         row.counts[r.FAILED] += 1
         if run.retries > 0:
             row.counts[r.EXHAUSTED] += 1
-        exception = exception_class(e.exception, bytes(e.traceback) if e.traceback is not None else None)
+        exception = exception_class(e.exception, traceback)
         self.rows.exception(row, exception, "failed")
         self._observe_runtime(run, r.RUNTIME_FAILED)
         self._observe_end(run)

@@ -252,11 +252,20 @@ def test_a_hard_time_limit_sends_two_ends_and_is_one() -> None:
     }
 
 
+IN_PROCESS = {
+    "exception": "ExceptionWithTraceback()",
+    "traceback": msgspec.Raw(
+        msgspec.json.encode("Traceback\n  File \"x.py\", line 1, in f\ncelery.exceptions.Reject: ('no', False)\n")
+    ),
+}
+
+
 @pytest.mark.parametrize("late_ack", [False, True])
-def test_a_reject_is_a_reject_in_every_version_of_celery(late_ack: bool) -> None:
+@pytest.mark.parametrize("said", [{"exception": "reject requeue=False: no"}, IN_PROCESS])
+def test_a_reject_is_a_reject_in_every_version_of_celery(late_ack: bool, said: dict[str, Any]) -> None:
     """5.7 says `task-failed` (and `task-rejected` after it with late acknowledgement), 5.4 only `task-rejected`."""
     story = Story()
-    story.run(end="failed", exception="reject requeue=False: no")
+    story.run(end="failed", **said)
     if late_ack:
         story.task("rejected", requeue=False)
     older = Story()
@@ -529,6 +538,8 @@ def test_a_task_id_used_again_is_a_new_task() -> None:
         ("ExceptionWithTraceback()", b"[1]", "unknown"),
         ("reject requeue=False: x", None, "Reject"),
         ("None", None, "Retry"),
+        ("Retry(Retry(...), OSError('never'), 0)", None, "OSError"),
+        ("Retry(Retry(...), None, 0)", None, "Retry"),
         ("<<<", None, "unknown"),
         ("", None, "unknown"),
         (None, None, "unknown"),

@@ -1,0 +1,138 @@
+"""Every counter and histogram count equals what really happened, as the tasks themselves wrote it down."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from celeryscope.monitor.broker import BrokerConfig
+from celeryscope.monitor.catalog import METRICS
+from celeryscope.monitor.pipeline import Pipeline
+from celeryscope.monitor.sources import Source
+from helpers import Process, RabbitServer, RedisServer, eventually, oldest_python, running, worker_argv
+
+APPS = Path(__file__).resolve().parent.parent / "apps"
+
+# What the monitor calls what the tasks call so: kind of truth → (metric, further labels).
+FACTS = {
+    "sent": ("celery_task_sent_total", ()),
+    "started": ("celery_task_started_total", ()),
+    "succeeded": ("celery_task_succeeded_total", ()),
+    "failed": ("celery_task_failed_total", ()),
+    "retried": ("celery_task_retried_total", ()),
+    "exhausted": ("celery_task_retries_exhausted_total", ()),
+    "rejected": ("celery_task_rejected_total", ("false",)),
+    "requeued": ("celery_task_rejected_total", ("true",)),
+    "silent": ("celery_task_silent_end_total", ()),
+    "expired": ("celery_task_revoked_total", ("expired",)),
+    "terminated": ("celery_task_revoked_total", ("terminated",)),
+}
+Numbers = dict[tuple[str, ...], int]
+
+
+def truth(path: Path, produced: dict[str, int]) -> Numbers:
+    """Return the expected samples: (metric, task, queue, further labels) → count."""
+    lines = Counter(path.read_text().splitlines()) + Counter(produced)
+    expected: Counter[tuple[str, ...]] = Counter()
+    for line, n in lines.items():
+        kind, task, queue = line.split()
+        kind, _, exception = kind.partition(":")
+        metric, labels = FACTS[kind]
+        expected[(metric, task, queue, *labels)] += n
+        if exception:
+            expected["celery_task_exceptions_total", task, queue, exception, kind] += n
+        if kind == "rejected":
+            expected["celery_task_exceptions_total", task, queue, "Reject", "rejected"] += n
+        if kind in ("succeeded", "failed", "retried"):
+            expected["celery_task_runtime_seconds", task, queue, kind] += n
+        if kind in ("succeeded", "failed"):
+            expected["celery_task_retries", task, queue] += n
+            expected["celery_task_total_seconds", task, queue] += n
+        if kind == "started":
+            for name in ("celery_task_wait_seconds", "celery_task_prefetch_seconds"):
+                expected[name, task, queue] += n
+            expected["celery_task_received_total", task, queue] += n
+    return dict(expected)
+
+
+def measured(pipeline: Pipeline) -> Numbers:
+    """Return what the monitor counted, without zeros and without what is a state and not a count."""
+    found: Numbers = {}
+    for metric, samples in pipeline.families():
+        if metric.group == "tasks" and metric.kind != "gauge":
+            for labels, value in samples:
+                count = sum(value[:-1]) if isinstance(value, list) else value
+                if count:
+                    found[(metric.name, *labels)] = int(count)
+    return found
+
+
+def difference(expected: Numbers, found: Numbers) -> dict[tuple[str, ...], tuple[int, int]]:
+    return {
+        key: (expected.get(key, 0), found.get(key, 0))
+        for key in expected.keys() | found.keys()
+        if expected.get(key, 0) != found.get(key, 0)
+    }
+
+
+def compare(broker: str, folder: Path, *, pool: str, n: int, python: str = sys.executable) -> None:
+    """Run real workers through about `n` tasks and hold the monitor's numbers to the truth."""
+    env = {"BROKER": broker, "TRUTH": str(folder / "truth"), "PYTHONPATH": str(APPS)}
+    (folder / "truth").touch()
+    pipeline = Pipeline(METRICS)
+    source = Source(BrokerConfig.from_url(broker), pipeline)
+    source.start()
+    try:
+        eventually(lambda: source.connected, 30)
+        argv = worker_argv("exactly", "-P", pool, "-c", "4", "-Q", "default,email", "-n", "w@exact", python=python)
+        with running(Process(argv, log=folder / "worker.log", cwd=folder, env=env)) as worker:
+            worker.wait_for("ready.", 60)
+            done = subprocess.run(
+                [python, "-m", "exactly", "produce", str(n), pool],
+                env={**os.environ, **env},
+                cwd=folder,
+                capture_output=True,
+                check=True,
+                timeout=100,
+            )
+            produced = json.loads(done.stdout)
+
+            def equal() -> bool:
+                gap = difference(truth(folder / "truth", produced), measured(pipeline))
+                assert not gap, gap
+                return not pipeline.tasks.live
+
+            eventually(equal, 100, 0.5)
+        assert len(truth(folder / "truth", produced)) > 80
+        assert pipeline.workers.hosts["w@exact"].trust.missed == 0
+        assert pipeline.workers.hosts["w@exact"].trust.untracked == 0
+        assert not source.decoder.malformed
+    finally:
+        source.stop()
+
+
+@pytest.mark.parametrize(("pool", "n"), [("prefork", 1_500), ("threads", 1_000)])
+def test_every_number_equals_the_truth_on_redis(valkey: RedisServer, tmp_path: Path, pool: str, n: int) -> None:
+    compare(valkey.url, tmp_path, pool=pool, n=n)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_every_number_equals_the_truth_on_rabbitmq(rabbit: RabbitServer, tmp_path: Path, pool: str) -> None:
+    compare(rabbit.url, tmp_path, pool=pool, n=3_000)
+
+
+@pytest.mark.system
+def test_every_number_equals_the_truth_on_debians_redis(redis_server: RedisServer, tmp_path: Path) -> None:
+    compare(redis_server.url, tmp_path, pool="prefork", n=5_000)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_every_number_equals_the_truth_with_the_oldest_celery(valkey: RedisServer, tmp_path: Path, pool: str) -> None:
+    compare(valkey.url, tmp_path, pool=pool, n=2_000, python=oldest_python())
