@@ -65,13 +65,13 @@ def _receiver(app: Celery, clock: Callable[[], float] = time.time) -> Receiver:
 def _publishes(app: Celery) -> bool:
     """Tell whether it is `app` that is publishing: the signal is global and names only the task.
 
-    The sending function is a closure over its app's `amqp` since Celery 4; where it is not found the answer is yes,
-    for a stamp too many is harmless and one too few is a blind spot.
+    The sending function is a closure over its app's event dispatcher (5.4 to 5.7); where that is not found the answer
+    is yes, for a stamp too many is harmless and one too few is a blind spot.
     """
     frame = sys._getframe(2)  # noqa: SLF001 - the only way to the sending app
     for _ in range(_DEPTH):
         if frame.f_code.co_name == _PUBLISH:
-            sender = getattr(frame.f_locals.get("amqp"), "app", None)
+            sender = getattr(frame.f_locals.get("default_evd"), "app", None)
             return sender is None or sender is app
         if frame.f_back is None:
             break
