@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .facts import Family
     from .labels import Caps
 
-Kind = Literal["started", "succeeded", "failed", "retried", "revoked"]
+Kind = Literal["received", "started", "succeeded", "failed", "retried", "revoked"]
 
 APPS = 100
 WATCHED = 20_000
@@ -43,6 +43,14 @@ class _Attempt(NamedTuple):
     uuid: str | None = None
 
 
+class _Run(NamedTuple):
+    """A dispatch whose end is awaited."""
+
+    app: str
+    entry: str
+    due: float | None
+
+
 class Ledger:
     """Follows every entry of every app's schedule, over all beats that dispatch it.
 
@@ -51,15 +59,15 @@ class Ledger:
         caps: admits entry and task names as label values.
 
     The caller hands over the events of `handlers()`, calls `tick` at least every few seconds, and `run_event` for the
-    ends of runs whose uuid is in `watched` or whose task's name is in `tasks`: a quick run may end before its dispatch
-    is reported, and the report may be lost.
+    task events of runs whose uuid is in `watched`, and the receipt of tasks whose name is in `tasks`: a quick run may
+    end before its dispatch is reported, and the report may be lost.
     """
 
     def __init__(self, catalog: Mapping[str, Metric], caps: Caps) -> None:
         self.catalog = catalog
         self.caps = caps
         self.apps: dict[str, BeatApp] = {}
-        self.watched: dict[str, tuple[str, str, float | None]] = {}
+        self.watched: dict[str, _Run | None] = {}
         self.tasks: set[str] = set()
         self.dropped = 0
         """Reports that beats had to drop, of beats that are forgotten."""
@@ -67,6 +75,8 @@ class Ledger:
         self.hearing_since = 0.0
         self._ticked: float | None = None
         self._deaf = False
+        self._maybe: dict[str, None] = {}
+        """Runs in `watched` of which only the name of their task speaks for beat, oldest first."""
         self._ends: dict[str, tuple[Kind, float]] = {}
         self._bounds = Bounds(
             *(catalog[f"celery_beat_{name}_seconds"].buckets for name in ("lateness", "interval", "end_to_end"))
@@ -182,16 +192,17 @@ class Ledger:
             peers = other is not None and other is not boot and boot.beside(other)
             younger = other is not None and boot.first_heard > other.first_heard
             due = chain.report(Report(boot.name, before, known is None, merged, last.sent, due, peers, younger))
-        if last.uuid is not None and last.uuid not in self.watched and tally.dispatched:
-            self._watch(last.uuid, (app.name, entry, due))
+        if last.uuid is not None and tally.dispatched and self.watched.get(last.uuid) is None:
+            self._watch(last.uuid, _Run(app.name, entry, due))
 
     # --- what became of the runs ----------------------------------------------------------------------------------
 
-    def _watch(self, uuid: str, run: tuple[str, str, float | None]) -> None:
+    def _watch(self, uuid: str, run: _Run) -> None:
         end = self._ends.pop(uuid, None)
         if end is not None:
             self._ended(run, *end)
             return
+        self.watched.pop(uuid, None)
         self.watched[uuid] = run
         if len(self.watched) > WATCHED:
             del self.watched[next(iter(self.watched))]
@@ -199,23 +210,33 @@ class Ledger:
     def run_event(self, kind: Kind, uuid: str, task: str, at: float, now: float) -> None:
         """Take in a task event, at its worker's time `at`, of a run in `watched` or of a task in `tasks`."""
         del now
-        run = self.watched.get(uuid)
-        if kind in {"started", "retried"}:
-            return
-        if run is not None:
-            del self.watched[uuid]
-            self._ended(run, kind, at)
-        elif task in self.tasks:
-            self._ends[uuid] = (kind, at)
-            if len(self._ends) > ENDS:
-                del self._ends[next(iter(self._ends))]
+        if kind == "received":
+            if uuid not in self.watched and task in self.tasks:
+                self.watched[uuid] = self._maybe[uuid] = None
+                self._forget_oldest()
+        elif kind not in {"started", "retried"}:
+            run = self.watched.pop(uuid, None)
+            if run is not None:
+                self._ended(run, kind, at)
+            else:
+                self._ends[uuid] = (kind, at)
+                self._maybe.pop(uuid, None)
+                self._forget_oldest()
 
-    def _ended(self, run: tuple[str, str, float | None], kind: Kind, at: float) -> None:
-        name, entry, due = run
-        app = self.apps.get(name)
-        chain = app.chains.get(entry) if app is not None else None
+    def _forget_oldest(self) -> None:
+        if len(self._ends) > ENDS:
+            del self._ends[next(iter(self._ends))]
+        if len(self._maybe) > ENDS:
+            oldest = next(iter(self._maybe))
+            del self._maybe[oldest]
+            if self.watched.get(oldest, self) is None:
+                del self.watched[oldest]
+
+    def _ended(self, run: _Run, kind: Kind, at: float) -> None:
+        app = self.apps.get(run.app)
+        chain = app.chains.get(run.entry) if app is not None else None
         if chain is not None and kind != "revoked":
-            chain.ended(at, due, succeeded=kind == "succeeded")
+            chain.ended(at, run.due, succeeded=kind == "succeeded")
 
     # --- what the clock says --------------------------------------------------------------------------------------
 
@@ -290,7 +311,7 @@ class Ledger:
         return {
             "bounds": [list(bounds) for bounds in self._bounds],
             "dropped": self.dropped,
-            "watched": self.watched,
+            "watched": {uuid: run for uuid, run in self.watched.items() if run is not None},
             "apps": {
                 name: {
                     "dead": app.dead,
@@ -306,7 +327,7 @@ class Ledger:
         """Take over what `dump` returned; what does not fit is left out and the rest kept."""
         same = state.get("bounds") == [list(bounds) for bounds in self._bounds]
         self.dropped = state.get("dropped", 0)
-        self.watched = {uuid: (run[0], run[1], run[2]) for uuid, run in state.get("watched", {}).items()}
+        self.watched = {uuid: _Run(*run) for uuid, run in state.get("watched", {}).items()}
         for name, kept in state.get("apps", {}).items():
             app = self.apps[name] = BeatApp(name)
             app.dead, app.led_by = kept["dead"], kept["led_by"]
