@@ -6,7 +6,8 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ class Entry:
 
 COMMANDS = {
     "monitor": Entry(".cli:monitor_command", "monitor", "Take in Celery's events, sample the brokers, serve /metrics."),
+    "alerter": Entry(".cli:alerter_command", "alerter", "Take failures from the outbox to Slack."),
+    "incidents": Entry(".alerts.cli:incidents_command", "alerter", "What failed: list, show, resolve, mute."),
     "status": Entry(".exporters.status:status", "monitor", "One screen of workers, queues, schedules and failures."),
     "demo": Entry(".demo.command:demo", "demo", "The whole system on this machine, on a broker of its own."),
 }
@@ -103,6 +106,30 @@ def monitor_command() -> click.Command:
         serve(from_options(MonitorSettings, options, os.environ))
 
     return monitor
+
+
+def alerter_command() -> click.Command:
+    """Make `celeryscope alerter`: its facts become a page here, since the alerter does not know the exporters."""
+    from .alerts.cli import alerter_command as make
+    from .exporters.http import Address, ListenError, Server
+    from .exporters.prometheus import Exposition
+    from .exporters.webconfig import WebConfig, WebConfigError
+
+    @contextmanager
+    def serve(settings: Any, facts: Any) -> Iterator[str]:
+        try:
+            web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
+            page = Exposition({}, others={"alerter": facts}, static_labels=settings.static_label)
+            server = Server(Address(*settings.listen), {"/metrics": page}, web_config=web_config, title="alerter")
+            server.start()
+        except (ListenError, WebConfigError) as error:
+            raise click.ClickException(str(error)) from None
+        try:
+            yield server.url
+        finally:
+            server.stop()
+
+    return make(serve)
 
 
 def known_settings() -> set[str]:

@@ -1,0 +1,148 @@
+"""Outbox messages read back: bytes from the broker to typed batches, and a reason for each one that cannot be read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from .failure import OTHER, RETRY, VERSION
+
+LARGEST = 16 * 2**20
+"""Bytes of a message; a full batch of the longest samples in the widest script stays below it."""
+
+LONGEST_NAME = 255
+
+# Anything outside is a lie or a broken clock.
+Timestamp = Annotated[float, Meta(gt=0, lt=1e11)]
+Count = Annotated[int, Meta(ge=1, le=10**9)]
+Fingerprint = Annotated[str, Meta(min_length=1, max_length=64)]
+Ident = Annotated[str, Meta(min_length=1, max_length=200)]
+
+# Built from numbers: in PostgreSQL a NUL cannot be stored, and direction overrides could disguise what people read.
+_UNSAFE = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+
+
+class RejectedError(Exception):
+    """A message that is no batch; `reason` is size, json, version, shape or store."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class Sample(Struct, omit_defaults=True):
+    """One of an entry's failures; the module `failure` says what each field means."""
+
+    kind: str = "failure"
+    task: str = ""
+    exception: str = ""
+    message: str = ""
+    uuid: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    queue: str | None = None
+    worker: str | None = None
+    environment: str | None = None
+    release: str | None = None
+    traceback: str | None = None
+    frame: str | None = None
+    retries: int = 0
+    max_retries: int | None = None
+    gave_up: bool = False
+    requeued: bool = False
+    args: dict[str, str] = field(default_factory=dict)
+    kwargs: dict[str, str] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def retry(self) -> bool:
+        """Whether Celery will try again: not a final failure."""
+        return self.kind == RETRY
+
+
+class Entry(Struct):
+    """Failures of one fingerprint; `first` and `last` are unix times by the worker's clock."""
+
+    fingerprint: Fingerprint
+    count: Count
+    first: Timestamp
+    last: Timestamp
+    sample: Sample
+
+
+class Batch(Struct):
+    """One message of the outbox; `id` is the same in a message that arrives twice."""
+
+    v: int
+    id: Ident
+    entries: list[Entry]
+    host: str = ""
+    sent: float = 0.0
+    dropped: int = 0
+
+    @property
+    def failures(self) -> int:
+        """How many failures it stands for."""
+        return sum(entry.count for entry in self.entries)
+
+
+class _Version(Struct):
+    v: int = 0
+
+
+_version = msgspec.json.Decoder(_Version)
+_batch = msgspec.json.Decoder(Batch)
+_sample = msgspec.json.Decoder(Sample)
+
+
+def decode(body: bytes | str) -> Batch:
+    """Return the batch in a message's body.
+
+    Raises:
+        RejectedError: too large, not JSON, of another version, or of another shape.
+    """
+    raw = body.encode("utf-8", "replace") if isinstance(body, str) else bytes(body)
+    if len(raw) > LARGEST:
+        raise RejectedError("size", f"{len(raw)} bytes, at most {LARGEST} are read")
+    try:
+        version = _version.decode(raw).v
+        if version != VERSION:
+            raise RejectedError("version", f"v is {version}, this alerter reads {VERSION}: upgrade the older side")
+        batch = _batch.decode(raw)
+    except msgspec.ValidationError as error:
+        raise RejectedError("shape", str(error)[:300]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RejectedError("json", str(error)[:300]) from None
+    for entry in batch.entries:
+        _tidy(entry)
+    return batch
+
+
+def sample_text(sample: Sample) -> str:
+    """Return a sample as JSON text, for the store."""
+    return msgspec.json.encode(sample).decode()
+
+
+def sample_from(text: str) -> Sample:
+    """Return a sample from the store's text."""
+    return _sample.decode(text)
+
+
+def tidy(text: str) -> str:
+    """Return `text` without control characters, direction overrides and halves of characters."""
+    return text.encode("utf-8", "replace").decode().translate(_UNSAFE)
+
+
+def _tidy(entry: Entry) -> None:
+    sample = entry.sample
+    for name in ("message", "traceback", "uuid", "queue", "worker", "environment", "release", "frame"):
+        text = getattr(sample, name)
+        if text:
+            setattr(sample, name, tidy(text))
+    sample.task = tidy(sample.task)[:LONGEST_NAME] or OTHER
+    sample.exception = tidy(sample.exception)[:LONGEST_NAME] or OTHER
+    sample.environment = (sample.environment or "")[:LONGEST_NAME] or None
+    entry.fingerprint = tidy(entry.fingerprint)

@@ -1,0 +1,90 @@
+"""What tests of the alerter share: batches as workers send them, and an alerter in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from celeryscope.alerts.failure import QUEUE, Entry, Failure, encode_batch
+from celeryscope.alerts.publisher import outbox_queue
+from celeryscope.demo.inbox import TOKEN, Inbox, Posted
+from helpers import Process
+
+_numbers = itertools.count(1)
+
+
+def failure(task: str = "shop.charge", exception: str = "shop.errors.CardError", **others: Any) -> Failure:
+    values: dict[str, Any] = {
+        "kind": "failure",
+        "message": "card declined",
+        "uuid": "7f3e0000-0000-4000-8000-000000000001",
+        "queue": "payments",
+        "worker": "celery@node1",
+        "environment": "prod",
+        "release": "1.4.2",
+        "frame": "shop.payments:charge",
+        "traceback": 'Traceback (most recent call last):\n  File "shop/payments.py", line 3, in charge\n    pay()\n'
+        "shop.errors.CardError: card declined\n",
+    }
+    return Failure(task=task, exception=exception, **{**values, **others})
+
+
+def entry(fingerprint: str = "f1", count: int = 1, at: float | None = None, **sample: Any) -> Entry:
+    at = time.time() if at is None else at
+    return Entry(fingerprint, count, at, at, failure(**sample))
+
+
+def batch(*entries: Entry, id: str | None = None, **others: Any) -> bytes:
+    sent = max((e.last for e in entries), default=time.time())
+    return encode_batch(entries, id=id or f"batch-{next(_numbers)}", host="celery@node1", sent=sent, **others)
+
+
+def publish(url: str, bodies: Iterable[bytes]) -> None:
+    """Put messages into the outbox as a worker's publisher does."""
+    from kombu import Connection
+
+    with Connection(url) as connection, connection.channel() as channel:
+        outbox_queue()(channel).declare()
+        producer = connection.Producer(channel, serializer=None)
+        for body in bodies:
+            producer.publish(body, exchange="", routing_key=QUEUE, content_type="application/json",
+                             content_encoding="utf-8", delivery_mode=2)  # fmt: skip
+
+
+def told(message: Posted) -> int:
+    """The number of failures that an incident's message shows."""
+    fields = [f["text"] for a in message.body["attachments"] for b in a["blocks"] for f in b.get("fields", ())]
+    return int(next(text for text in fields if text.startswith("*Failures*")).split("\n")[1].replace(",", ""))
+
+
+def task_of(message: Posted) -> str:
+    """The task that an incident's message is about."""
+    header = message.body["blocks"][0]["text"]["text"]
+    return str(header.split(" ", 1)[1].rpartition(": ")[0])
+
+
+def alerter_process(folder: Path, broker: str, inbox: Inbox, *options: str, name: str = "alerter") -> Process:
+    """A real `celeryscope alerter`, ready when this returns."""
+    config = folder / "celeryscope.toml"
+    config.touch()
+    process = Process(
+        [sys.executable, "-m", "celeryscope", "alerter", "--config", config, "--broker", broker, "--listen",
+         "127.0.0.1:0", "--state-dir", folder, "--slack-base-url", inbox.api_url, "--slack-channel", "#general",
+         *options],
+        log=folder / f"{name}.log",
+        cwd=folder,
+        env={"CELERYSCOPE_SLACK_TOKEN": TOKEN},
+    )  # fmt: skip
+    process.wait_for("alerter reads")
+    return process
+
+
+def as_json(body: bytes) -> dict[str, Any]:
+    found = json.loads(body)
+    assert isinstance(found, dict)
+    return found
