@@ -54,6 +54,10 @@ class Publisher:
         """Publish now, or as soon as `at_most` allows."""
         self._wake.set()
 
+    def rest(self) -> float:
+        """Return after how many seconds to publish again when nobody pokes."""
+        return self.every
+
     def stop(self) -> None:
         """Ask the thread to end; it may be in a socket operation that takes its timeout."""
         self._stopping.set()
@@ -66,7 +70,7 @@ class Publisher:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._wake.wait(self.every)
+            self._wake.wait(self.rest())
             self._wake.clear()
             if self._stopping.is_set():
                 break
@@ -153,12 +157,27 @@ class Echo(Publisher):
 
 
 class EventsEnabler(Publisher):
-    """Broadcasts `enable_events` (no reply asked): when poked, and every minute for workers that missed it."""
+    """Broadcasts `enable_events` (no reply asked): when poked, and every minute for workers that missed it.
+
+    A worker says `worker-online` some time before it listens to broadcasts, so a poke causes several.
+    """
 
     what = "switch workers' events on"
     every = ENABLE_EVERY
     at_most = ENABLE_AT_MOST
+    repeats = 3
+    _left = 0
+
+    def poke(self) -> None:
+        """Broadcast now and `repeats` times more, `at_most` seconds apart."""
+        self._left = self.repeats + 1
+        super().poke()
+
+    def rest(self) -> float:
+        """Return after how many seconds to broadcast again when nobody pokes."""
+        return 0.0 if self._left else self.every
 
     def publish(self, connection: Connection) -> None:
         """Tell all workers to send events."""
+        self._left = max(0, self._left - 1)
         Mailbox(self.config.control_exchange, type="fanout", connection=connection).abcast("enable_events", {})
