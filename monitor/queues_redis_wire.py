@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
+
 from .queues_unacked import Held, Route
 from .stamp import HEADER
 
@@ -111,15 +113,40 @@ class Tail:
     uuid: str | None = None
 
 
+class _Headers(msgspec.Struct):
+    id: Any = None
+    eta: Any = None
+    sent_at: Any = msgspec.field(name=HEADER, default=None)
+
+
+class _Properties(msgspec.Struct):
+    delivery_tag: Any = None
+    correlation_id: Any = None
+
+
+class _Message(msgspec.Struct):
+    headers: _Headers
+    properties: _Properties
+
+
+_message = msgspec.json.Decoder(_Message)
+
+
 def read_tail(data: bytes) -> Tail | None:
     """Read the end of a message, from its headers on where they fit; None where it is no kombu message."""
-    text = data.decode("utf-8", "replace")
-    if text.startswith('"headers":'):
+    if data.startswith(b'"headers":'):
         try:
-            message = json.loads("{" + text)
-        except ValueError:
+            message = _message.decode(b"{" + data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
-        return _from_message(message)
+        headers, properties = message.headers, message.properties
+        return Tail(
+            str(properties.delivery_tag or properties.correlation_id or ""),
+            _number(headers.sent_at),
+            _time(headers.eta),
+            headers.id if isinstance(headers.id, str) else None,
+        )
+    text = data.decode("utf-8", "replace")
     mark = _TAG.search(text)
     if mark is None or not text.endswith("}"):
         return None
@@ -129,38 +156,27 @@ def read_tail(data: bytes) -> Tail | None:
     return Tail(mark[1], _number(sent[-1]) if sent else None, _time(eta[1]) if eta else None, uuid[1] if uuid else None)
 
 
-def _from_message(message: dict[str, Any]) -> Tail | None:
-    headers, properties = message.get("headers"), message.get("properties")
-    if not isinstance(headers, dict) or not isinstance(properties, dict):
-        return None
-    mark, uuid = properties.get("delivery_tag"), headers.get("id")
-    return Tail(
-        str(mark) if mark else json.dumps(properties, sort_keys=True),
-        _number(headers.get(HEADER)),
-        _time(headers.get("eta")),
-        uuid if isinstance(uuid, str) else None,
-    )
-
-
 def read_held(data: bytes) -> Held:
     """Read what UNACKED returns for one message; a route that cannot be read is ("", "")."""
-    eta, _, route = data.decode("utf-8", "replace").partition("\n")
-    match = _ROUTE.match(route)
+    eta, _, raw = data.partition(b"\n")
+    route = _routes.get(raw)
+    if route is None:
+        # 100 000 unacknowledged messages have a handful of routes between them: keep one copy of each.
+        if len(_routes) > 10_000:
+            _routes.clear()
+        route = _routes[raw] = _read_route(raw)
+    return Held(route, (_time(eta.decode("utf-8", "replace").strip('" ')) or 0.0) if eta.startswith(b'"') else 0.0)
+
+
+_routes: dict[bytes, Route] = {}
+
+
+def _read_route(raw: bytes) -> Route:
+    match = _ROUTE.match(raw.decode("utf-8", "replace"))
     try:
-        names = (json.loads(f'"{match[1]}"'), json.loads(f'"{match[2]}"')) if match else ("", "")
+        return (json.loads(f'"{match[1]}"'), json.loads(f'"{match[2]}"')) if match else ("", "")
     except ValueError:  # a quote within a name
-        names = ("", "")
-    return Held(_shared(names), _time(eta.strip().strip('"')) or 0.0)
-
-
-_routes: dict[Route, Route] = {}
-
-
-def _shared(route: Route) -> Route:
-    # 100 000 unacknowledged messages have a handful of routes between them: keep one copy of each.
-    if len(_routes) > 10_000:
-        _routes.clear()
-    return _routes.setdefault(route, route)
+        return ("", "")
 
 
 def _number(value: object) -> float | None:

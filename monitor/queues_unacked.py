@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -19,6 +20,8 @@ Route = tuple[str, str]
 """Exchange and routing key of a message."""
 
 SPAN = 1_000
+MOST = 50
+"""Spans that are listed anew in one sample."""
 _NONE: Mapping[int, Sequence[tuple[bytes, float]]] = MappingProxyType({})
 
 
@@ -43,8 +46,9 @@ class Span:
 class UnackedIndex:
     """Follows the index of unacknowledged messages; the caller does the listing and the looking up."""
 
-    def __init__(self, width: int = SPAN) -> None:
+    def __init__(self, width: int = SPAN, most: int = MOST) -> None:
         self.width = width
+        self.most = most
         self.spans = [Span(-math.inf, math.inf)]
         self.unresolved: dict[bytes, None] = {}
         self._held: dict[bytes, Held | None] = {}
@@ -57,16 +61,22 @@ class UnackedIndex:
         return sum(len(span.tags) for span in self.spans)
 
     def changed(self, counts: Sequence[int]) -> list[int]:
-        """Return the spans to list anew, given how many tags each holds now; spans that emptied are dropped at once."""
-        stale = []
+        """Return the spans to list anew, given how many tags each holds now; spans that emptied are dropped at once.
+
+        Where very many have changed, those that changed most: the rest is at most some samples old. The last span, to
+        which new messages come, is always among them.
+        """
+        stale: list[tuple[int, int]] = []
         self._turn = (self._turn + 1) % len(self.spans)
         for number, (span, count) in enumerate(zip(self.spans, counts, strict=True)):
             if not count:
                 self._drop(span.tags)
                 span.tags = set()
-            elif count != len(span.tags) or number == self._turn:
-                stale.append(number)
-        return stale
+            elif number in {self._turn, len(self.spans) - 1}:
+                stale.append((sys.maxsize, number))
+            elif count != len(span.tags):
+                stale.append((abs(count - len(span.tags)), number))
+        return [number for _, number in heapq.nlargest(self.most, stale)]
 
     def update(
         self, plain: Mapping[int, Sequence[bytes]], scored: Mapping[int, Sequence[tuple[bytes, float]]] = _NONE
@@ -76,9 +86,13 @@ class UnackedIndex:
         listings |= {number: {tag for tag, _ in pairs} for number, pairs in scored.items()}
         # Losses first: a message that was delivered again has moved from an old span to a new one.
         for number, tags in listings.items():
-            self._drop(self.spans[number].tags - tags)
+            span = self.spans[number]
+            lost = span.tags - tags
+            self._drop(lost)
+            span.tags -= lost
         for number, tags in listings.items():
-            self._gain(self.spans[number], tags)
+            if len(tags) != len(self.spans[number].tags):
+                self._gain(self.spans[number], tags)
         for number in sorted(scored, reverse=True):
             self.spans[number : number + 1] = self._cut(self.spans[number], scored[number])
         self._merge()

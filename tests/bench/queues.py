@@ -75,7 +75,11 @@ def measured(client: redis.Redis, what, before=lambda: None, repeat: int = SAMPL
     ours = theirs = calls = 0.0
     for _ in range(repeat):
         before()
-        server, commands, start = server_cpu(client), client.info("stats")["total_commands_processed"], time.thread_time()
+        server, commands, start = (
+            server_cpu(client),
+            client.info("stats")["total_commands_processed"],
+            time.thread_time(),
+        )
         what()
         ours += time.thread_time() - start
         theirs += server_cpu(client) - server
@@ -109,9 +113,10 @@ def run(server: RedisServer) -> None:
     numbers = iter(range(UNACKED, 10 * UNACKED))
     alive = list(range(UNACKED))
 
-    def churn(count: int) -> None:
-        """`count` messages anywhere in the index are acknowledged, and as many are delivered."""
-        random.shuffle(alive)
+    def churn(count: int, anywhere: bool) -> None:
+        """`count` messages, the oldest or any, are acknowledged, and as many are delivered."""
+        if anywhere:
+            random.shuffle(alive)
         gone, alive[:] = alive[:count], alive[count:]
         pipe = client.pipeline(transaction=False)
         for number in gone:
@@ -122,7 +127,11 @@ def run(server: RedisServer) -> None:
         deliver(client, fresh)
         alive.extend(fresh)
 
-    busy = measured(client, sample, lambda: churn(1_000))
+    fifo = measured(client, sample, lambda: churn(1_000, False))
+    assert sum(f.unacked or 0 for f in sampler.snapshot.queues.values()) == UNACKED, "counted wrong"
+    busy = measured(client, sample, lambda: churn(1_000, True))
+    for _ in range(5):
+        sample()
     assert sum(f.unacked or 0 for f in sampler.snapshot.queues.values()) == UNACKED, "counted wrong"
     naive = measured(client, lambda: [json.loads(v) for v in client.hgetall("unacked").values()], repeat=2)
     topology = Topology(
@@ -139,7 +148,8 @@ def run(server: RedisServer) -> None:
     for name, figures in (
         ("first sample (10 000 looked up)", first),
         ("quiet", quiet),
-        ("1 000 acks + 1 000 deliveries", busy),
+        ("1 000 oldest acked, 1 000 new", fifo),
+        ("1 000 of any age acked, 1 000 new", busy),
         ("naive: HGETALL unacked", naive),
     ):
         print(f"{name:34}{figures[0]:>9.1f} ms{figures[1]:>9.1f} ms{figures[2]:>12.0f}")
