@@ -29,6 +29,10 @@ class BrokerError(ValueError):
     """The broker cannot be used; the text is one line for the user, without secrets."""
 
 
+class BrokerSilentError(ConnectionError):
+    """The broker was lost some time ago and only its silence tells: events are missing since the last that came."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BrokerConfig:
     """One broker and how Celery uses it. Defaults are Celery's; `url` may hold several, split by `;`.

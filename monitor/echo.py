@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,22 +24,25 @@ ECHO_EVERY = 5.0
 ENABLE_EVERY = 60.0
 ENABLE_AT_MOST = 5.0
 """Least seconds between two broadcasts, however many workers come online."""
+COMPLAIN_AFTER = 3
+"""Failures in a row."""
 
 
 class Publisher:
     """A thread that publishes now and then on a connection of its own, so that it never holds up ingestion.
 
-    A failure closes the connection; the next turn makes a new one. It is logged once until a publish succeeds again.
+    A failure closes the connection; the next turn makes a new one. `failing` says why, until a publish succeeds again.
     """
 
     what = "publish"
     every = ECHO_EVERY
     at_most = 0.0
 
-    def __init__(self, config: BrokerConfig, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: BrokerConfig) -> None:
         self.config = config
         self.failing: str | None = None
-        self._monotonic = monotonic
+        self._failures = 0
+        self._complained = False
         self._connection: Connection | None = None
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -53,6 +55,15 @@ class Publisher:
     def poke(self) -> None:
         """Publish now, or as soon as `at_most` allows."""
         self._wake.set()
+
+    def complaint(self) -> str | None:
+        """Return, once, what keeps failing; a failure or two may begin an outage, which is told of as such."""
+        if not self._failures:
+            self._complained = False
+        if self._failures < COMPLAIN_AFTER or self._complained:
+            return None
+        self._complained = True
+        return self.failing
 
     def rest(self) -> float:
         """Return after how many seconds to publish again when nobody pokes."""
@@ -86,12 +97,11 @@ class Publisher:
             self.publish(self._connection)
         except Exception as error:  # noqa: BLE001 - transports raise what they like, and none may end this thread
             self._disconnect()
-            text = reason(error)
-            if self.failing is None:
-                logger.warning("%s: cannot %s: %s", self.config.label, self.what, text)
-            self.failing = text
+            self.failing = f"cannot {self.what}: {reason(error)}"
+            self._failures += 1
         else:
             self.failing = None
+            self._failures = 0
 
     def _options(self) -> dict[str, Any]:
         # Without confirms RabbitMQ refuses a publish by closing the channel some time later.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery.events.event import get_exchange
 from kombu import Consumer, Queue
 
-from .broker import BrokerConfig, connect
+from .broker import BrokerConfig, BrokerSilentError, connect
 
 if TYPE_CHECKING:
     from .events import Decoder, Event
@@ -78,7 +78,10 @@ class KombuSubscription:
                 deliver(events)
         if self._beats and self._monotonic() - self._checked > HEARTBEAT_CHECK:
             self._checked = self._monotonic()
-            self._connection.heartbeat_check()
+            try:
+                self._connection.heartbeat_check()
+            except Exception as error:
+                raise BrokerSilentError(str(error)) from error
 
     def close(self) -> None:
         """Close the connection, without waiting for a broker that does not answer."""

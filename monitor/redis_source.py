@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 
-from .broker import CONNECT_TIMEOUT, BrokerConfig, connect
+from .broker import CONNECT_TIMEOUT, BrokerConfig, BrokerSilentError, connect
 
 if TYPE_CHECKING:
     from .events import Decoder, Event
@@ -182,7 +182,7 @@ class RedisSubscription:
         """PING a silent broker, and give up one that does not even answer that: paused, or gone without a word."""
         now = self._monotonic()
         if now - self._heard > SILENCE:
-            raise TimeoutError(f"nothing heard for {SILENCE:.0f} s, not even an answer to PING")
+            raise BrokerSilentError(f"nothing heard for {SILENCE:.0f} s, not even an answer to PING")
         if now - max(self._heard, self._pinged) > PING_AFTER:
             self._pinged = now
             with contextlib.suppress(*_WAIT):

@@ -14,7 +14,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
-from .broker import BrokerConfig, BrokerError, reason
+from .broker import BrokerConfig, BrokerError, BrokerSilentError, reason
 from .echo import Echo, EventsEnabler
 from .events import Decoder, EchoEvent, Event
 from .guard import Guard
@@ -248,7 +248,8 @@ class Source:
             logger.debug("%s is still away: %s", self.config.label, reason(error))
             return
         self._up = False
-        self._down_since = time.monotonic()
+        now = time.monotonic()
+        self._down_since = max(self._up_since, self._echo_heard or 0.0) if isinstance(error, BrokerSilentError) else now
         text = reason(error)
         prefix = "" if text.startswith(self.config.label) else f"{self.config.label}: "
         logger.warning("%s%s; trying again until it answers", prefix, text)
@@ -288,7 +289,7 @@ class Source:
         """Make the subscription anew where what we publish does not come back; log that as an outage, once."""
         if self._echo.unanswered >= ECHOES_LOST:
             self._echo_lost = True
-            raise ConnectionError(
+            raise BrokerSilentError(
                 f"the monitor's own events do not come back: published on exchange {self.config.event_exchange!r}, "
                 "not received (a proxy, or database and key prefix that differ between the two?)"
             )
@@ -297,6 +298,11 @@ class Source:
         while not self._stopping.wait(TICK_EVERY):
             with Guard("the monitor's timed work"):
                 self._sink.tick(self._clock())
-            text = self._silence.warning(time.monotonic() - self._up_since) if self._up else None
-            if text:
-                logger.warning("%s: %s", self.config.label, text)
+            if self._up:
+                self._warn(self._silence.warning(time.monotonic() - self._up_since))
+                self._warn(self._echo.complaint())
+                self._warn(self._enabler.complaint() if self._enabler else None)
+
+    def _warn(self, text: str | None) -> None:
+        if text:
+            logger.warning("%s: %s", self.config.label, text)

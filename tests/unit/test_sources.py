@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celeryscope.monitor.broker import BrokerConfig
+from celeryscope.monitor.echo import Echo
 from celeryscope.monitor.events import Decoder, Event, TaskEvent
 from celeryscope.monitor.sources import ECHOES_LOST, FEED, Source
 from helpers import eventually
@@ -200,3 +202,24 @@ def test_silence_is_one_warning(sink: Sink, wire: Wire, caplog: pytest.LogCaptur
         source.stop()
     (record,) = caplog.records
     assert record.getMessage().startswith("broker test (memory://unit): no event of any worker within")
+
+
+def test_a_publish_that_keeps_failing_is_said_once() -> None:
+    """Two failures may be the start of an outage; the third in a row is a fault of its own, until it works again."""
+    echo = Echo(BrokerConfig.from_url("memory://"), "boot", time.time)
+    connect = echo.config.connection
+    echo.config = dataclasses.replace(echo.config, url="foo://host")
+    said = []
+    for _ in range(6):
+        echo._turn()
+        said.append(echo.complaint())
+    assert [bool(text) for text in said] == [False, False, True, False, False, False]
+    assert "cannot publish the monitor's own event" in str(said[2])
+    assert echo.unanswered == 0
+    echo._connection = connect()
+    echo._turn()
+    assert echo.complaint() is None
+    assert (echo.failing, echo.unanswered) == (None, 1)
+    echo._disconnect()
+    said = [(echo._turn(), echo.complaint())[1] for _ in range(3)]
+    assert [bool(text) for text in said] == [False, False, True]
