@@ -230,9 +230,10 @@ def test_an_echo_that_may_not_be_published_is_said_once(
     url = users("allchannels", "+@all", "-publish")
     with caplog.at_level(logging.WARNING):
         source = start(url, proven=False)
-        eventually(lambda: source.publish_failure)
         publish(valkey.url, ["a"])
         eventually(lambda: sink.uuids == ["a"])
+        eventually(lambda: caplog.records)
+        assert source.publish_failure
     assert source.subscribed
     assert not source.connected
     (record,) = caplog.records
