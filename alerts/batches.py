@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import msgspec
@@ -108,17 +109,28 @@ def decode(body: bytes | str) -> Batch:
     if len(raw) > LARGEST:
         raise RejectedError("size", f"{len(raw)} bytes, at most {LARGEST} are read")
     try:
-        version = _version.decode(raw).v
-        if version != VERSION:
-            raise RejectedError("version", f"v is {version}, this alerter reads {VERSION}: upgrade the older side")
-        batch = _batch.decode(raw)
+        batch = _read(raw)
     except msgspec.ValidationError as error:
         raise RejectedError("shape", str(error)[:300]) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RejectedError("json", str(error)[:300]) from None
     for entry in batch.entries:
         _tidy(entry)
     return batch
+
+
+def _read(raw: bytes) -> Batch:
+    try:
+        version = _version.decode(raw).v
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        # Half a character (a lone surrogate) is JSON to Python, which wrote it, and to nobody else.
+        raw = json.dumps(json.loads(raw), ensure_ascii=False).encode("utf-8", "replace")
+        version = _version.decode(raw).v
+    if version != VERSION:
+        raise RejectedError("version", f"v is {version}, this alerter reads {VERSION}: upgrade the older side")
+    return _batch.decode(raw)
 
 
 def sample_text(sample: Sample) -> str:

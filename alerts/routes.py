@@ -50,7 +50,7 @@ def _quiet_hours(raw: object) -> QuietHours:
     name = match[5] or "UTC"
     try:
         return QuietHours(start % 1440, end, ZoneInfo(name))
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         raise ValueError(f"has no known time zone {name!r}; names are like Europe/Paris") from None
 
 

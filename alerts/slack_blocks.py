@@ -80,7 +80,7 @@ def reply(view: View) -> Json:
 def _single(view: View, told: Told) -> Json:
     mood = _mood(told)
     title = f"{SYMBOLS[mood]} {_task(told)}: {_short(told.exception)}"
-    blocks = [{"type": "header", "text": {"type": "plain_text", "text": plain(title, HEADER), "emoji": False}}]
+    blocks = [_header(title)]
     mentions = _mentions(view)
     if mentions and told.state != RESOLVED:
         blocks.append(_section(f"{mentions}{told.severity}"))
@@ -99,7 +99,7 @@ def _several(view: View) -> Json:
         "changes": f"{number(total, 'incident')} changed",
     }
     title = f"{SYMBOLS[mood]} {titles.get(view.kind, number(total, 'incident'))}"
-    blocks = [{"type": "header", "text": {"type": "plain_text", "text": plain(title, HEADER), "emoji": False}}]
+    blocks = [_header(title)]
     if _mentions(view) and mood != RESOLVED:
         blocks.append(_section(_mentions(view).strip()))
     lines = [_line(told) for told in shown]
@@ -108,8 +108,9 @@ def _several(view: View) -> Json:
     if left > 0:
         details.append(_context(f"and {number(left, 'incident')} more: `celeryscope incidents` lists them"))
     summary = f"{title}: " + ", ".join(f"{told.task} {_short(told.exception)}" for told in shown[:5])
-    attachment = {"color": COLORS[mood], "fallback": plain(summary, 300), "blocks": details}
-    return {"text": escaped(plain(summary, 300), 600), "blocks": blocks, "attachments": [attachment]}
+    text = escaped(plain(summary, 300), 600)
+    attachment = {"color": COLORS[mood], "fallback": text, "blocks": details}
+    return {"text": text, "blocks": blocks, "attachments": [attachment]}
 
 
 def _parts(lines: Sequence[str]) -> list[Sequence[str]]:
@@ -234,6 +235,12 @@ def _markup_url(url: str) -> str:
 def _ordinal(number: int) -> str:
     suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{suffix}"
+
+
+def _header(title: str) -> Json:
+    # Slack reads no markup in plain text; with these nobody need rely on it.
+    text = plain(title, HEADER).replace("<", "‹").replace(">", "›")
+    return {"type": "header", "text": {"type": "plain_text", "text": text, "emoji": False}}
 
 
 def _section(text: str) -> Json:

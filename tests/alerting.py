@@ -39,9 +39,9 @@ def entry(fingerprint: str = "f1", count: int = 1, at: float | None = None, **sa
     return Entry(fingerprint, count, at, at, failure(**sample))
 
 
-def batch(*entries: Entry, id: str | None = None, **others: Any) -> bytes:
+def batch(*entries: Entry, mark: str | None = None, **others: Any) -> bytes:
     sent = max((e.last for e in entries), default=time.time())
-    return encode_batch(entries, id=id or f"batch-{next(_numbers)}", host="celery@node1", sent=sent, **others)
+    return encode_batch(entries, id=mark or f"batch-{next(_numbers)}", host="celery@node1", sent=sent, **others)
 
 
 def publish(url: str, bodies: Iterable[bytes]) -> None:
@@ -88,3 +88,16 @@ def as_json(body: bytes) -> dict[str, Any]:
     found = json.loads(body)
     assert isinstance(found, dict)
     return found
+
+
+def quick_alerter(
+    folder: Path, broker: str, inbox: Inbox, *, store: str = "", name: str = "alerter", **others: Any
+) -> Process:
+    """A real alerter whose leases and pauses are short, ready when this returns."""
+    given = {"store": store or f"sqlite:///{folder}/incidents.db", "broker": broker, "slack": inbox.api_url}
+    process = Process(
+        [sys.executable, Path(__file__).with_name("quick_alerter.py"), json.dumps({**given, "token": TOKEN, **others})],
+        log=folder / f"{name}.log",
+    )
+    process.wait_for("alerter reads")
+    return process

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the files under tests/golden anew")
+
+
 @pytest.fixture(autouse=True)
 def _guard_reraises(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that the guard would hide in production fails the suite, unless the test is about the guard."""
