@@ -254,6 +254,9 @@ def _report(request: Any, exc_info: Any, heard: Mapping[Any, Any]) -> None:
     kind = _kind(request.task, exc, heard, reporter)
     if kind is None or (requeued and _worker_state().should_terminate):
         return
+    if kind == failure.TIME_LIMIT:
+        _report_limit(request, exc.args[0] if exc.args else None)
+        return
     reporter.failed(request, kind, exc_info.traceback, class_name(type(exc)), requeued=requeued)
 
 
@@ -282,6 +285,7 @@ def _expected(task: Any, exc: object) -> bool:
 
 def _report_limit(request: Any, timeout: Any) -> None:
     task = request.task
+    # The traceback would show billiard and nothing of the task.
     text = f"{class_name(TimeLimitExceeded)}: the hard time limit of {timeout} s was exceeded"
     # Celery 5.7 tells the two apart.
     acknowledges = getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout)

@@ -199,11 +199,21 @@ _CONTROL = compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def head(text: str, length: int) -> str:
-    """Return the start of `text`, ending before the word that the cut would split: half a secret is not recognised."""
+    """Return the start of `text`, ending before the word that the cut would split: half a secret is not recognised.
+
+    Of an endless word the start is kept, unless it might be an address with a password.
+    """
     if len(text) <= length:
         return text
     start = text[:length]
-    return start[: max(start.rfind(" "), start.rfind("\n"), 0)]
+    end = max(start.rfind(" "), start.rfind("\n"), -1) + 1
+    word = start[end:]
+    if len(word) > _ENDLESS and "://" not in word:
+        end += _ENDLESS
+    return start[:end].rstrip()
+
+
+_ENDLESS = 200
 
 
 def tail(text: str, length: int) -> str:

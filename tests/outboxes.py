@@ -1,0 +1,39 @@
+"""Reads the failures that workers left in the outbox queue of a Redis."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from typing import Any
+
+import redis
+from celeryscope.alerts.failure import QUEUE
+
+
+def batches(url: str) -> list[dict[str, Any]]:
+    """All messages waiting, oldest first."""
+    with redis.Redis.from_url(url) as client:
+        raw = client.lrange(QUEUE, 0, -1)
+    return [json.loads(base64.b64decode(json.loads(item)["body"])) for item in reversed(raw)]
+
+
+def entries(url: str) -> list[dict[str, Any]]:
+    """All entries waiting, oldest first."""
+    return [entry for batch in batches(url) for entry in batch["entries"]]
+
+
+def counts(url: str) -> Counter[tuple[str, str]]:
+    """Failures waiting, by (task without its module, kind)."""
+    found: Counter[tuple[str, str]] = Counter()
+    for entry in entries(url):
+        found[entry["sample"]["task"].rpartition(".")[2], entry["sample"]["kind"]] += entry["count"]
+    return found
+
+
+def samples(url: str) -> dict[str, dict[str, Any]]:
+    """The first sample of each task, by the task's name without its module."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries(url):
+        found.setdefault(entry["sample"]["task"].rpartition(".")[2], entry["sample"])
+    return found
