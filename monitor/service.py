@@ -82,7 +82,8 @@ class Monitor:
                 for config in self.configs
             }
         except BrokerError as error:
-            raise StartError([str(error)]) from None
+            problem = str(error)
+            raise StartError([problem if problem.startswith("--") else f"--broker: {problem}"]) from None
         self._file = StateFile(settings.state_dir, clock) if settings.state_dir else None
         self._saved = (False, 0.0, 0.0)
         self._saving = threading.Lock()
