@@ -26,8 +26,9 @@ COLUMNS = (
 class Management:
     """RabbitMQ's management API, asked for the queues of one virtual host in one request."""
 
-    def __init__(self, client: httpx.Client, vhost: str) -> None:
-        self._client = client
+    def __init__(self, open_client: Callable[[], httpx.Client], vhost: str) -> None:
+        self._open = open_client
+        self._client: httpx.Client | None = None
         self._path = f"/api/queues/{quote(vhost or '/', safe='')}"
 
     @classmethod
@@ -39,10 +40,17 @@ class Management:
         username, password = address.username, address.password
         if not username:
             username, password = connection.userid or "guest", connection.password or "guest"
-        client = httpx.Client(
-            base_url=address.copy_with(username=None, password=None), auth=(username, password), timeout=TIMEOUT
+        base = address.copy_with(username=None, password=None)
+        return cls(
+            lambda: httpx.Client(base_url=base, auth=(username, password), timeout=TIMEOUT),
+            connection.virtual_host or "/",
         )
-        return cls(client, connection.virtual_host or "/")
+
+    def close(self) -> None:
+        """Give up the connection; the next request makes a new one."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def queues(self) -> list[Mapping[str, Any]]:
         """Return the virtual host's queues.
@@ -51,6 +59,8 @@ class Management:
             httpx.HTTPError: no answer, or no permission.
             ValueError: the answer is not JSON.
         """
+        if self._client is None:
+            self._client = self._open()
         reply = self._client.get(self._path, params={"columns": COLUMNS})
         reply.raise_for_status()
         listed = reply.json()
@@ -77,7 +87,9 @@ class RabbitReader:
         self._api_down = False
 
     def close(self) -> None:
-        """Give up the AMQP connection."""
+        """Give up the connections."""
+        if self._management is not None:
+            self._management.close()
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
             connection.release()
