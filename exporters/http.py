@@ -246,6 +246,9 @@ class _Connection(HTTPConnection):
         """Close it, and forget it."""
         self.server.open_connections.discard(self)
         super().close()
+        # What was not sent never will be: without this the writer tries once more when it is collected, and says so.
+        self._timed.over = True
+        self.wfile.close()
 
 
 class _Timed:
@@ -253,15 +256,18 @@ class _Timed:
 
     def __init__(self, inner: Any, connection: _Connection) -> None:
         self.inner = inner
+        self.over = False
         self._connection = connection
 
     def recv_into(self, *args: Any) -> int:
         self.inner.settimeout(self._connection.remaining(receiving=True))
         return int(self.inner.recv_into(*args))
 
-    def send(self, *args: Any) -> int:
+    def send(self, data: bytes) -> int:
+        if self.over:
+            return len(data)
         self.inner.settimeout(self._connection.remaining(receiving=False))
-        return int(self.inner.send(*args))
+        return int(self.inner.send(data))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from .catalog import Metric
 from .facts import Buckets, Family, Labels
-from .labels import OTHER, UNKNOWN, Caps
+from .labels import LONGEST, OTHER, UNKNOWN, Caps
 
 RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 WAIT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -173,6 +173,7 @@ class CompatCounts:
 
     def _row(self, kind: str, task: str, queue: str, node: str) -> _Row:
         from_worker = kind != "sent"
+        node = node[:LONGEST]
         host = GENERIC if self._generic and not from_worker else host_of(node)
         rows = self._rows.get(host)
         row = rows.get((task, queue)) if rows is not None else None

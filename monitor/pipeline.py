@@ -107,6 +107,8 @@ class Pipeline:
         self.workers.on_back = self.tasks.worker_back
         self.workers.silently_over = self.tasks.silently_over
         self.workers.end_silently = self.tasks.end_silently
+        if observer is not None:
+            self.workers.on_forgotten = observer.forget
         handlers: dict[str, Callable[[Any, float], None]] = {**self.tasks.handlers(), **self.workers.handlers()}
         if ledger is not None:
             handlers.update(ledger.handlers())

@@ -50,6 +50,10 @@ class Observer(Protocol):
         """`kind` is the event's type without `task-`; times are in seconds."""
         ...
 
+    def forget(self, worker: str) -> None:
+        """Hear that the worker is gone for good."""
+        ...
+
 
 class RunStore:
     """The runs of one broker's tasks, and `rows`, their numbers.

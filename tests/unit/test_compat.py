@@ -6,7 +6,9 @@ import pytest
 from celeryscope.exporters.compat import CompatFacts, compat_exposition
 from celeryscope.monitor.catalog import METRICS
 from celeryscope.monitor.compat import OTHER, CompatCounts, compat_metrics, host_of
+from celeryscope.monitor.events import TaskEvent, WorkerEvent
 from celeryscope.monitor.facts import Family
+from celeryscope.monitor.pipeline import Pipeline
 from prometheus_client.parser import text_string_to_metric_families
 
 RUN = ("name", "hostname", "queue_name")
@@ -241,3 +243,34 @@ def test_exception_classes_are_bounded():
     told = {k: v for k, v in page(counts).items() if k[0] == "celery_task_failed_total"}
     assert len(told) <= 202
     assert sum(told.values()) == 1_000
+
+
+def test_what_the_pipeline_tells_ends_up_there_and_goes_with_the_worker():
+    """From events to rows, deduplicated and named by the task table; a forgotten worker leaves nothing."""
+    counts = CompatCounts()
+    pipeline = Pipeline(METRICS, observer=counts, worker_timeout=60, forget_worker_after=600, clock=lambda: 1_000.0)
+    pipeline.connection(True, 990.0)
+    sent = {"uuid": "u", "hostname": "gen1@web", "name": "t", "queue": "q", "timestamp": 1_000.0}
+    heard = {"uuid": "u", "hostname": "w@h", "pid": 1}
+    started = TaskEvent(type="task-started", timestamp=1_002.0, clock=2, **heard)
+    pipeline.feed(
+        [
+            WorkerEvent(type="worker-online", hostname="w@h", timestamp=999.0),
+            TaskEvent(type="task-sent", **sent),
+            TaskEvent(type="task-received", name="t", timestamp=1_001.0, clock=1, **heard),
+            started,
+            started,
+            TaskEvent(type="task-succeeded", runtime=0.5, timestamp=1_003.0, clock=3, **heard),
+        ],
+        1_003.0,
+    )
+    told = page(counts, pipeline)
+    for kind in ("received", "started", "succeeded"):
+        assert told[(f"celery_task_{kind}_total", *labels("t", "h", "q"))] == 1
+    assert told[("celery_task_sent_total", *labels("t", "web", "q"))] == 1
+    assert told[("celery_task_runtime_sum", *labels("t", "h", "q"))] == 0.5
+    assert told[("celery_task_queue_wait_time_sum", *labels("t", "h", "q"))] == 2
+    assert told["celery_worker_up", ("hostname", "h")] == 1
+    for now in (1_100.0, 1_800.0):
+        pipeline.tick(now)
+    assert rows(counts) == 1, "only the producer's row is left"
