@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cheroot import wsgi
 from cheroot.makefile import MakeFile
-from cheroot.server import HTTPConnection
+from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.ssl import Adapter
 
 from .pages import Check, Page, Pages
@@ -187,9 +187,21 @@ def _why(error: OSError | None) -> str:
     return known.get(error.errno or 0, error.strerror or str(error))
 
 
+class _Request(HTTPRequest):
+    """A request after which nothing is read that could be taken for another one."""
+
+    def read_request_headers(self) -> bool:
+        """Read the headers; with a chunked body, which nobody here reads, the connection ends with the response."""
+        readable: bool = super().read_request_headers()  # type: ignore[no-untyped-call]
+        if self.chunked_read:
+            self.close_connection = True
+        return readable
+
+
 class _Connection(HTTPConnection):
     """A connection whose requests and responses have deadlines as a whole, not only between two bytes."""
 
+    RequestHandlerClass = _Request
     server: _Cheroot
 
     def __init__(self, server: _Cheroot, sock: Any, _makefile: Any = None) -> None:

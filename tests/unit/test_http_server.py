@@ -174,6 +174,13 @@ def test_bad_requests_are_refused_and_the_next_client_is_served(serve, connect, 
     assert get(server).status_code == 200
 
 
+def test_a_body_is_never_taken_for_another_request(serve, connect):
+    sock = connect(
+        serve(), b"GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nGET /-/healthy HTTP/1.1\r\n\r\n"
+    )
+    assert answer(sock).count(b"HTTP/1.1 ") == 1
+
+
 def test_silent_connections_take_no_thread(serve, connect, monkeypatch):
     monkeypatch.setattr(http, "REQUEST_SECONDS", 100)
     server = serve()
