@@ -249,11 +249,11 @@ class Outbox:
             self._hurry.wait(seconds)
 
     def _switch_off(self, reason: UnsupportedError) -> None:
+        _log(logging.WARNING, "celeryscope: failures are not reported: %s", reason)
         with self._changed:
             self.off = True
             self._pending = Pending()
             self._changed.notify_all()
-        _log(logging.WARNING, "celeryscope: failures are not reported: %s", reason)
 
     def _close(self) -> None:
         publisher, self._publisher = self._publisher, None

@@ -22,8 +22,10 @@ _CHAIN = re.compile(
     r"|During handling of the above exception, another exception occurred:)\n\n"
     r"(?=Traceback \(most recent call last\):\n|  \+ Exception Group Traceback|[\w.<>]+(?::|\n|\Z))"
 )
+_HEADER = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
+_UNINDENTED = re.compile(r"^\S", re.MULTILINE)
 _GROUP = re.compile(r"^  \+ Exception Group Traceback[^\n]*$", re.MULTILINE)
-_LAST = re.compile(r"^(?P<kind>[^\W\d][\w.<>]*)(?:: (?P<message>.*))?\Z", re.DOTALL | re.MULTILINE)
+_LAST = re.compile(r"^(?P<kind>[^\W\d][\w.<>]*)(?:: (?P<message>.*))?\Z", re.DOTALL)
 _UNPICKLEABLE = "celery.utils.serialization.UnpickleableExceptionWrapper"
 _REPR = re.compile(r"^(?P<kind>\w+)\((?P<message>.*)\)\Z", re.DOTALL)
 
@@ -74,9 +76,15 @@ def _block(text: str, hint: str | None) -> Trace:
     group = _GROUP.search(text)
     if group is not None:
         text = _ungrouped(text[group.start() :])
-    frames = _FRAME.findall(text)
-    kind, message = _last_lines(text, hint)
-    return Trace(kind, message, frames)
+    header = _HEADER.search(text)
+    # What follows the frames starts at the first line that is not indented; a message may hold frames of its own.
+    end = _UNINDENTED.search(text, header.end() if header is not None else 0)
+    if end is None:
+        return Trace(hint or "", "", _FRAME.findall(text))
+    said = text[end.start() :].rstrip("\n")
+    match = _LAST.match(said)
+    kind, message = (match["kind"], match["message"] or "") if match is not None else (hint or "", said)
+    return Trace(kind, message, _FRAME.findall(text, 0, end.start()))
 
 
 def _ungrouped(text: str) -> str:
@@ -87,24 +95,6 @@ def _ungrouped(text: str) -> str:
             break
         kept.append(line[4:] if line.startswith("  | ") else line.removeprefix("  |"))
     return "\n".join(kept)
-
-
-def _last_lines(text: str, hint: str | None) -> tuple[str, str]:
-    """Return class and message: they start at the first line after the frames that is not indented."""
-    start = 0
-    lines = text.split("\n")
-    for number, line in enumerate(lines):
-        if line.startswith("Traceback (most recent call last):"):
-            start = number + 1
-            break
-    for number in range(start, len(lines)):
-        line = lines[number]
-        if line and not line[0].isspace():
-            match = _LAST.match("\n".join(lines[number:]).rstrip("\n"))
-            if match is None:
-                return hint or "", line
-            return match["kind"], match["message"] or ""
-    return hint or "", ""
 
 
 def _unwrapped(trace: Trace) -> Trace:
