@@ -49,6 +49,11 @@ def test_links_inside_the_repository_lead_somewhere(page: Path):
     assert broken == []
 
 
+def test_every_page_is_in_the_index():
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"} <= set(linked)
+
+
 def test_every_metric_is_in_the_reference(generate: ModuleType):
     rows = re.findall(r"^\| `(\w+)` \| (?:counter|gauge|histogram) \|", generate.metrics_page(), re.MULTILINE)
     assert rows == list(METRICS)
