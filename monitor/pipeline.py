@@ -38,10 +38,13 @@ LAGGING = 2.0
 class Schedules(Protocol):
     """What the pipeline asks of the schedule ledger."""
 
-    watched: Mapping[str, Any]
-    """The task ids that a beat dispatched and whose runs it wants to hear of."""
-    tasks: AbstractSet[str]
-    """The names of scheduled tasks: it wants to hear of their receipt, for some run before beat says so."""
+    @property
+    def watched(self) -> Mapping[str, Any]:
+        """The task ids that a beat dispatched and whose runs it wants to hear of."""
+
+    @property
+    def tasks(self) -> AbstractSet[str]:
+        """The names of scheduled tasks: it wants to hear of their receipt, for some run before beat says so."""
 
     def handlers(self) -> Mapping[str, Callable[[Any, float], None]]:
         """Return what takes each type of beat event."""
