@@ -81,9 +81,13 @@ class Count(NamedTuple):
     skipped: int = 0
     last: float | None = None
     """When the last attempt began, in unix time."""
+    first: float | None = None
+    """When the first one did."""
     uuid: str | None = None
     changed: int = 0
     """The heartbeat after which it changed."""
+    born: int = 0
+    """The heartbeat after which it came to be."""
 
 
 class Attempt:
@@ -108,6 +112,7 @@ class Probe:
         scheduler: Any,
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         sender: Callable[[Callable[[], Iterator[tuple[str, dict[str, Any]]]]], Sender] | None = None,
     ) -> None:
         self.scheduler = scheduler
@@ -128,7 +133,7 @@ class Probe:
         self.seq = 0
         self._seen: Any = None
         self._attempt: Attempt | None = None
-        self.reports = Reports(self)
+        self.reports = Reports(self, monotonic)
         make = sender or (lambda poll: Sender(functools.partial(Line, self.app, self.hostname), poll))
         self.sender = make(self.reports.poll)
 
@@ -192,7 +197,7 @@ class Probe:
         name = entries.wire_name(entry.name)
         now = self.clock()
         known = self.counts.get(name)
-        due = entries.due(entry, known.last if known is not None else None)
+        due = entries.due(entry, known.last if known is not None else None, now)
         self.busy = now
         self._attempt = attempt = Attempt(entry, name, now, due)
         return attempt
@@ -221,15 +226,17 @@ class Probe:
                 failed=known.failed + (error is not None),
                 skipped=known.skipped + _skipped(attempt.entry, known.last, attempt.sent),
                 last=attempt.sent,
+                first=attempt.sent if known.first is None else known.first,
                 uuid=str(task_id) if error is None else known.uuid,
                 changed=self.beats,
+                born=known.born if known.last is not None else self.beats,
             )
         finally:
             self.busy = None
         self.seq += 1
         next_due = None
         if entries.kind_of(attempt.entry.schedule) == "unknown":
-            next_due = entries.due(attempt.entry, attempt.sent)
+            next_due = entries.due(attempt.entry, attempt.sent, self.clock())
             self._note_unknown(attempt.name, next_due)
         self.sender.put(functools.partial(self.reports.dispatch, attempt, count, self.seq, error, next_due))
 
@@ -250,7 +257,7 @@ class Probe:
                 break
             if entries.kind_of(getattr(entry, "schedule", None)) == "unknown":
                 # A schedule of the user's own may be bound to this thread.
-                self._note_unknown(entries.wire_name(name), entries.due(entry, None))
+                self._note_unknown(entries.wire_name(name), entries.due(entry, None, self.clock()))
         self.schedule = schedule
         self.reports.schedule_changed()
         self.sender.put(None)

@@ -6,7 +6,6 @@ Runs inside the user's beat process. Knows the schedule classes by their names a
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -108,14 +107,14 @@ def zone_name(tz: Any) -> str | None:
     return None
 
 
-def last_run(entry: Any) -> datetime | None:
+def last_run(entry: Any, now: float) -> datetime | None:
     """Return when the scheduler believes to have last run the entry; None where it never did."""
     moment = entry.last_run_at
     if not isinstance(moment, datetime):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)  # as Celery reads naive ones
-    if moment.year < 1980 or time.time() - moment.timestamp() > ANCIENT:
+    if moment.year < 1980 or now - moment.timestamp() > ANCIENT:
         return None
     return moment
 
@@ -125,14 +124,14 @@ def ever_ran(entry: Any) -> bool:
     return bool(getattr(entry, "total_run_count", 0))
 
 
-def due(entry: Any, own: float | None) -> float | None:
-    """Return when the entry is due after its last run; None where that cannot be known.
+def due(entry: Any, own: float | None, now: float) -> float | None:
+    """Return when the entry is due after its last run, it being `now` now; None where that cannot be known.
 
     The last run is the later of the entry's and of `own`, the last that this process dispatched. One that never ran
     and has a start time is due then. Calls the user's schedule object, whose errors are his and mean None.
     """
     try:
-        last = last_run(entry)
+        last = last_run(entry, now)
         # Of the two times of one run the entry's is the one that the scheduler reckons with.
         if own is not None and (last is None or last.timestamp() < own - SAME):
             last = datetime.fromtimestamp(own, timezone.utc)
@@ -142,7 +141,6 @@ def due(entry: Any, own: float | None) -> float | None:
         schedule = entry.schedule
         if kind_of(schedule) == "interval" and not schedule.relative:
             return float(last.timestamp() + schedule.run_every.total_seconds())
-        now = time.time()
         remaining = schedule.remaining_estimate(last)
         if not isinstance(remaining, timedelta):
             return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import beat_entries as entries
@@ -34,10 +35,11 @@ ENTRIES = 10_000
 class Reports:
     """Makes the events of one probe; `poll` is asked again and again what is due."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._probe = probe
-        self._next_heartbeat = 0.0
-        self._next_listing = 0.0
+        self._monotonic = monotonic
+        self._next_heartbeat = -math.inf
+        self._next_listing = -math.inf
         self._changed = False
         self._listings = 0
         self._online = False
@@ -65,7 +67,7 @@ class Reports:
         if not self._online:
             self._online = True
             yield "beat-online", self._common()
-        now = time.monotonic()
+        now = self._monotonic()
         if now >= self._next_heartbeat or self._probe.leader() != self._led:
             self._led = self._probe.leader()
             self._next_heartbeat = now + HEARTBEAT
@@ -114,6 +116,7 @@ class Reports:
             "totals": {name: [c.dispatched, c.failed, c.last] for name, c in changed.items()},
             "skips": {name: c.skipped for name, c in changed.items() if c.skipped},
             "uuids": {name: c.uuid for name, c in changed.items() if c.uuid},
+            "firsts": {name: c.first for name, c in changed.items() if c.born >= probe.beats - REPEATED},
             "complete": complete,
         }
 
@@ -136,6 +139,7 @@ class Reports:
             "dispatched": count.dispatched,
             "failed": count.failed,
             "skipped": count.skipped,
+            "first": count.first,
         }
         if error is None:
             return "beat-dispatched", {**fields, "uuid": count.uuid}
@@ -176,11 +180,11 @@ class Reports:
         described = entries.describe(entry.schedule)
         last = None if count is None else count.last
         if described["kind"] in {"interval", "crontab"}:
-            next_due = entries.due(entry, last)
+            next_due = entries.due(entry, last, self._probe.clock())
         else:  # not for this thread: ephem's objects keep state, and what is unknown may be bound to beat's thread
             next_due = self._probe.unknown_due.get(name)
         if last is None and entries.ever_ran(entry):
-            stored = entries.last_run(entry)
+            stored = entries.last_run(entry, self._probe.clock())
             last = None if stored is None else stored.timestamp()
         return {
             "entry": name,
@@ -192,6 +196,7 @@ class Reports:
             "dispatched": count.dispatched if count is not None else 0,
             "failed": count.failed if count is not None else 0,
             "skipped": count.skipped if count is not None else 0,
+            "first": count.first if count is not None else None,
             "last_dispatch": last,
         }
 

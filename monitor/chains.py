@@ -52,6 +52,8 @@ class Report(NamedTuple):
     sent: float
     due: float | None
     """When the run was due by what beat knew; None where it did not know."""
+    start: float | None = None
+    """The boot's first attempt, where that is known."""
     peers: bool = False
     """True where this beat and the one that dispatched last are known to run side by side."""
     younger: bool = False
@@ -102,10 +104,11 @@ class Chain:
         self.dispatched = self.failed = self.missed = self.duplicates = 0
         self.lateness, self.interval, self.end_to_end = (empty(b) for b in bounds)
 
-    def describe(self, said: Any, next_due: float | None) -> None:
-        """Take over task, queue and schedule from an entry or dispatch event; `next_due` counts before the first run.
+    def describe(self, said: Any, next_due: float | None, moment: float) -> None:
+        """Take over task, queue and schedule from an entry or dispatch event, at `moment` by beat's clock.
 
-        A new schedule starts from the last run, as it does in beat.
+        A new schedule starts from the last run, as it does in beat. `next_due` counts where that is not known, or the
+        schedule is not; it cannot take back a slot that has passed.
         """
         self.task, self.queue = said.task[:255], said.queue
         schedule = (said.kind[:20], said.spec[:500], said.tz, said.every)
@@ -114,7 +117,8 @@ class Chain:
             self.slots = build(*schedule)
             self._expect(next_due)
         elif next_due is not None and not self._predicts() and abs(next_due - (self.first_due or 0.0)) > SAME:
-            self._expect(next_due)
+            if self.slots is UNKNOWN_SLOTS or self.first_due is None or moment < self.first_due:
+                self._expect(next_due)
 
     def remember(self, moment: float) -> None:
         """Move the anchor to the last run that the scheduler's store remembers, where that is later."""
@@ -198,13 +202,14 @@ class Chain:
             return None
         count, due = self.slots.missed(self.due, r.sent)
         served = due if due <= r.sent else None
-        if attempts > 1 and r.first and not self.anchor_own:
-            count = 0  # most of it was before our time
-        elif attempts > 1 and self.slots.calendar:
+        if attempts > 1 and self.slots.calendar:
             count = max(0, count + (served is not None) - attempts)
         elif attempts > 1:
             # Only beat knows how the slots of an interval, which slide, lay between runs that we did not see.
-            count = min(count, max(0, r.tally.skipped - r.before.skipped - self.counted))
+            skipped = max(0, r.tally.skipped - r.before.skipped - self.counted)
+            if r.start is not None and r.start >= self.since and not r.before.attempts:
+                skipped = r.tally.skipped + self.slots.missed(self.due, r.start)[0]
+            count = min(count, skipped)
         self.missed += count
         return served
 

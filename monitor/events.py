@@ -103,6 +103,7 @@ class BeatEntry(Struct):
     dispatched: Count = 0
     failed: Count = 0
     skipped: Count = 0
+    first: Seconds | None = None
     last_dispatch: Seconds | None = None
 
 
@@ -124,6 +125,7 @@ class BeatEvent(Struct, kw_only=True):
     dropped: Count = 0
     skips: dict[str, Count] | None = None
     uuids: dict[str, str] | None = None
+    firsts: dict[str, Seconds] | None = None
     asof: Seconds | None = None
     complete: bool = True
     hides: bool = False
@@ -146,6 +148,7 @@ class BeatEvent(Struct, kw_only=True):
     dispatched: Count = 0
     failed: Count = 0
     skipped: Count = 0
+    first: Seconds | None = None
     utcoffset: float | None = None
     clock: Count | None = None
     pid: Count | None = None

@@ -41,6 +41,8 @@ class _Attempt(NamedTuple):
     sent: float
     due: float | None = None
     uuid: str | None = None
+    first: float | None = None
+    """When this beat first tried, where it says so."""
 
 
 class _Run(NamedTuple):
@@ -114,10 +116,11 @@ class Ledger:
         if heard is None:
             return
         app, boot = heard
-        skips, uuids = e.skips or {}, e.uuids or {}
+        skips, uuids, firsts = e.skips or {}, e.uuids or {}, e.firsts or {}
         for entry, (dispatched, failed, last) in (e.totals or {}).items():
             tally = Tally(dispatched, failed, skips.get(entry, 0))
-            self._reported(app, boot, entry, tally, _Attempt(last or e.timestamp, None, uuids.get(entry)))
+            attempt = _Attempt(last or e.timestamp, None, uuids.get(entry), firsts.get(entry))
+            self._reported(app, boot, entry, tally, attempt)
         boot.follow(e)
         leaders = app.leaders(now, self.hearing_since)
         confirmed = [b.confirmed for b in leaders if b.synced and b.confirmed is not None]
@@ -143,12 +146,12 @@ class Ledger:
         if item.enabled and not chain.enabled:
             chain.forgive(now - boot.skew.seconds)
         chain.enabled = item.enabled
-        chain.describe(item, item.next_due)
+        chain.describe(item, item.next_due, now - boot.skew.seconds)
         self.tasks.add(chain.task)
         tally = Tally(item.dispatched, item.failed, item.skipped)
         if item.last_dispatch is not None:
             if tally.attempts:
-                self._reported(app, boot, item.entry, tally, _Attempt(item.last_dispatch))
+                self._reported(app, boot, item.entry, tally, _Attempt(item.last_dispatch, first=item.first))
             else:
                 chain.remember(item.last_dispatch)
 
@@ -165,11 +168,11 @@ class Ledger:
         tally = Tally(e.dispatched, e.failed, e.skipped)
         new = tally.attempts > boot.tallies.get(e.entry, Tally()).attempts
         if new:
-            chain.describe(e, None)
+            chain.describe(e, None, sent)
             self.tasks.add(chain.task)
-        self._reported(app, boot, e.entry, tally, _Attempt(sent, e.due, e.uuid))
+        self._reported(app, boot, e.entry, tally, _Attempt(sent, e.due, e.uuid, e.first))
         if new:
-            chain.describe(e, e.next_due)
+            chain.describe(e, e.next_due, sent)
 
     def _chain(self, app: BeatApp, entry: str, since: float) -> Chain | None:
         chain = app.chain(entry, since, self._bounds)
@@ -191,7 +194,8 @@ class Ledger:
             other = app.boots.get(chain.anchor_boot)
             peers = other is not None and other is not boot and boot.beside(other)
             younger = other is not None and boot.first_heard > other.first_heard
-            due = chain.report(Report(boot.name, before, known is None, merged, last.sent, due, peers, younger))
+            report = Report(boot.name, before, known is None, merged, last.sent, due, last.first, peers, younger)
+            due = chain.report(report)
         if last.uuid is not None and tally.dispatched and self.watched.get(last.uuid) is None:
             self._watch(last.uuid, _Run(app.name, entry, due))
 
