@@ -1,4 +1,4 @@
-"""Tasks of every outcome that write down what they really do; `python -m exactly produce N` sends N of them.
+"""Tasks of every outcome that write down what they really do; `python -m exactly produce N POOL` sends N of them.
 
 Each line of the file $TRUTH is one fact: `kind task queue`. The producer prints what only it can know.
 """
@@ -190,5 +190,13 @@ def _is_running(task: str) -> bool:
     return f"started {task} " in Path(os.environ["TRUTH"]).read_text()
 
 
+def flood(n: int) -> dict[str, int]:
+    """Send `n` tasks that do nothing."""
+    for _ in range(n):
+        ok.delay()
+    return {"sent exactly.ok default": n}
+
+
 if __name__ == "__main__":
-    json.dump(produce(int(sys.argv[2]), sys.argv[3]), sys.stdout)
+    facts = flood(int(sys.argv[2])) if sys.argv[1] == "flood" else produce(int(sys.argv[2]), sys.argv[3])
+    json.dump(facts, sys.stdout)
