@@ -63,10 +63,13 @@ def from_options(
         SettingsFault: with all problems of all sources.
     """
     given = {name: value for name, value in options.items() if name != "config"}
-    context = click.get_current_context(silent=True)
-    known: Callable[[], Collection[str]] = context.meta.get(KNOWN, tuple) if context else tuple
+    config = options.get("config")
     try:
-        result = load(settings, options=given, environ=environ, config=options.get("config"), also_known=known())
+        try:
+            result = load(settings, options=given, environ=environ, config=config)
+        except SettingsError:
+            # Only now, since looking at the other commands' settings means importing them.
+            result = load(settings, options=given, environ=environ, config=config, also_known=_known())
     except SettingsError as error:
         raise SettingsFault(error) from None
     for flag in exposed(settings, given):
@@ -76,6 +79,12 @@ def from_options(
             err=True,
         )
     return result
+
+
+def _known() -> Collection[str]:
+    context = click.get_current_context(silent=True)
+    names: Callable[[], Collection[str]] = context.meta.get(KNOWN, tuple) if context else tuple
+    return names()
 
 
 def _variable(settings: type[Settings], flag: str) -> str:
