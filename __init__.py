@@ -74,6 +74,10 @@ def install(
         from .monitor import beat
 
         beat.connect(app)
+    with Guard("install: publish stamp"):
+        from .monitor import stamp
+
+        stamp.connect(app)
     if report_failures:
         with Guard("install: failures"):
             from .alerts import hooks

@@ -181,8 +181,8 @@ def _read_route(raw: bytes) -> Route:
 
 def _number(value: object) -> float | None:
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = float(value) if isinstance(value, int | float | str) and value is not True else 0.0
+    except ValueError:
         return None
     return number if 0 < number < 1e11 else None
 

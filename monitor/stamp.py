@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .guard import Guard
@@ -22,6 +22,7 @@ _DEPTH = 8
 
 Receiver = Callable[..., None]
 
+_guard = Guard("publish stamp")
 # The signal keeps weak references: a receiver lives exactly as long as its app, which it does not keep alive itself.
 _receivers: weakref.WeakKeyDictionary[Any, Receiver] = weakref.WeakKeyDictionary()
 
@@ -39,18 +40,23 @@ def connect(app: Celery) -> None:
         return
     receiver = _receiver(real)
     _receivers[real] = receiver
-    before_task_publish.connect(receiver, dispatch_uid=f"celeryscope-stamp-{id(real)}")
+    before_task_publish.connect(receiver)
 
 
 def _receiver(app: Celery, clock: Callable[[], float] = time.time) -> Receiver:
     reference = weakref.ref(app)
     amqp: bool | None = None
 
-    def stamp(headers: dict[str, Any] | None = None, properties: dict[str, Any] | None = None, **_: Any) -> None:
+    def stamp(
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+        declare: Sequence[Any] | None = None,
+        **_: Any,
+    ) -> None:
         nonlocal amqp
-        with Guard("publish stamp"):
+        with _guard:
             owner = reference()
-            if owner is None or headers is None or not _publishes(owner):
+            if owner is None or headers is None or not (_owns(owner, declare) or _publishes(owner)):
                 return
             now = clock()
             headers[HEADER] = round(now, 3)
@@ -60,6 +66,15 @@ def _receiver(app: Celery, clock: Callable[[], float] = time.time) -> Receiver:
                 properties.setdefault("timestamp", int(now))
 
     return stamp
+
+
+def _owns(app: Celery, declare: Sequence[Any] | None) -> bool:
+    """Tell whether the queue published to is an object of this app's own, which it is in nearly every publish."""
+    amqp = app.__dict__.get("amqp")
+    queues = amqp.__dict__.get("queues") if amqp is not None else None  # nothing that would load the configuration
+    if not declare or not queues:
+        return False
+    return queues.get(declare[0].name) is declare[0]
 
 
 def _publishes(app: Celery) -> bool:

@@ -81,6 +81,14 @@ def test_another_app_of_the_process_is_left_alone(make):
     assert stamp.HEADER in sent(stamped).headers
 
 
+def test_publishing_to_an_exchange_without_a_queue_is_attributed_too(make):
+    stamped, other = make("amqp://"), make("amqp://")
+    stamp.connect(stamped)
+    options = {"exchange": "events", "routing_key": "some.key", "exchange_type": "topic"}
+    assert stamp.HEADER in published(stamped, **options)["headers"]
+    assert stamp.HEADER not in published(other, **options)["headers"]
+
+
 def test_both_apps_installed_each_stamp_their_own_once(make):
     first, second = make(), make()
     stamp.connect(first)
@@ -89,15 +97,16 @@ def test_both_apps_installed_each_stamp_their_own_once(make):
     assert stamp.HEADER in sent(second).headers
 
 
-def test_connecting_twice_and_through_the_proxy_adds_one_receiver(make):
+def test_connecting_twice_and_through_the_proxy_adds_one_receiver(make, monkeypatch):
     app = make()
-    before = len(before_task_publish.receivers)
+    connected = []
+    monkeypatch.setattr(before_task_publish, "connect", connected.append)
     app.set_current()
     try:
         stamp.connect(app)
         stamp.connect(current_app)
         stamp.connect(app)
-        assert len(before_task_publish.receivers) == before + 1
+        assert len(connected) == 1
     finally:
         Celery(set_as_current=True).close()
 
@@ -169,7 +178,7 @@ def test_other_transports_get_no_timestamp_property(make, broker):
 def test_broken_step_never_reaches_the_publisher(make, monkeypatch):
     app = make()
     stamp.connect(app)
-    monkeypatch.setattr(stamp, "_publishes", lambda _: 1 / 0)
+    monkeypatch.setattr(stamp, "_owns", lambda *_: 1 / 0)
     failures = Guard.errors["publish stamp"]
     assert stamp.HEADER not in sent(app).headers
     assert Guard.errors["publish stamp"] > failures
