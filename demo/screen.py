@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -52,13 +53,15 @@ def hints(stack: Stack) -> str:
     """Return what to try, as lines for any output."""
     pid = {name: child.pid for name, child in stack.services.items()}
     status = "" if stack.monitor_url.endswith(":9808") else f" --url {stack.monitor_url}"
-    return (
-        f"celeryscope status{status}\n"
-        f"kill -STOP -{pid['worker']}    freeze the worker: celery_worker_lost after 60 s\n"
-        f"kill -CONT -{pid['worker']}    let it go on\n"
-        f"kill -9 -{pid['reports']}      kill the other one: its runs become celery_tasks_orphaned\n"
-        f"kill {pid['beat']}          stop beat: celery_beats falls to 0, overdue entries grow\n"
+    commands = (
+        (f"kill -STOP -{pid['worker']}", "freeze the worker: celery_worker_lost after 60 s"),
+        (f"kill -CONT -{pid['worker']}", "let it go on"),
+        (f"kill -9 -{pid['reports']}", "kill the other one: its runs become celery_tasks_orphaned"),
+        (f"kill {pid['beat']}", "stop beat: celery_beats falls to 0, overdue entries grow"),
     )
+    width = max(len(command) for command, _ in commands)
+    lines = [f"celeryscope status{status}", *(f"{command:<{width}}  {text}" for command, text in commands)]
+    return "\n".join(lines) + "\n"
 
 
 def screen(stack: Stack, page: Page | None) -> RenderableType:
@@ -69,16 +72,18 @@ def screen(stack: Stack, page: Page | None) -> RenderableType:
     parts: list[RenderableType] = [Text(places(stack)), services]
     if page is not None:
         parts.append(_numbers(page))
-    parts.append(Panel(Text(hints(stack).rstrip()), title="try, in another terminal", title_align="left"))
-    return Panel(Group(*parts), title="celeryscope demo", subtitle="Ctrl-C ends it", width=min(96, 10_000))
+    parts += [Rule("try, in another terminal", align="left", style="dim"), Text(hints(stack).rstrip())]
+    return Group(Rule("celeryscope demo · Ctrl-C ends it"), *parts)
 
 
 def _numbers(page: Page) -> Table:
+    # Two columns of rows: the whole screen fits a terminal of 80 × 24.
+    shown = [(title, f"{page.total(name, **match):.0f}") for title, name, match in (*OUTCOMES, *NOW)]
+    half = (len(shown) + 1) // 2
     table = Table.grid(padding=(0, 3))
     for _ in range(2):
         table.add_column()
         table.add_column(justify="right")
-    for i, (left, name, match) in enumerate(OUTCOMES):
-        right = (NOW[i][0], f"{page.total(NOW[i][1], **NOW[i][2]):.0f}") if i < len(NOW) else ("", "")
-        table.add_row(left, f"{page.total(name, **match):.0f}", *right)
+    for left, right in zip_longest(shown[:half], shown[half:], fillvalue=("", "")):
+        table.add_row(*left, *right)
     return table
