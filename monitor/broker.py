@@ -145,8 +145,8 @@ def connect(connection: Connection) -> None:
         Exception: whatever the transport raises; `reason` explains it.
     """
     _check_tls_files(connection)
-    urls = len(connection.alt) or 1
-    connection.ensure_connection(max_retries=urls, interval_start=0, interval_step=0, interval_max=0)
+    others = max(0, len(connection.alt) - 1)
+    connection.ensure_connection(max_retries=others, interval_start=0, interval_step=0, interval_max=0)
 
 
 def _check_tls_files(connection: Connection) -> None:
@@ -169,6 +169,8 @@ def reason(error: BaseException) -> str:
     for found in (_refused(names, text), _tls(chain, text), _url_fault(first, text)):
         if found:
             return found
+    if isinstance(first, TimeoutError) or "TimeoutError" in type(first).__name__:
+        return f"no answer in time ({text or 'timeout'}); is it alive, and is TLS on, or off, on both sides?"
     return text or type(error).__name__
 
 

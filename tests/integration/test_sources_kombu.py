@@ -8,37 +8,15 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery
 from celeryscope.monitor.broker import BrokerConfig, BrokerError, from_app
-from celeryscope.monitor.events import Event, TaskEvent
-from celeryscope.monitor.sources import Source, check
+from celeryscope.monitor.sources import check
 from helpers import RabbitServer, eventually
 from kombu import Connection
+from sourcing import Sink, Sources, an_app, names, publish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-    Start = Callable[..., Source]
-
-
-class Sink:
-    """Keeps the uuids of task events and the types of all."""
-
-    def __init__(self) -> None:
-        self.uuids: list[str] = []
-        self.types: set[str] = set()
-        self.states: list[bool] = []
-
-    def feed(self, events: list[Event], now: float) -> None:
-        self.types.update(event.type for event in events)
-        self.uuids += [event.uuid for event in events if isinstance(event, TaskEvent)]
-
-    def tick(self, now: float) -> None:
-        pass
-
-    def connection(self, up: bool, now: float) -> None:
-        self.states.append(up)
 
 
 @pytest.fixture(name="sink")
@@ -47,41 +25,13 @@ def _sink() -> Sink:
 
 
 @pytest.fixture(name="start")
-def _start(sink: Sink) -> Iterator[Start]:
-    """Start a source and wait until its echo came back."""
-    sources: list[Source] = []
-
-    def start(config: BrokerConfig) -> Source:
-        source = Source(config, sink, echo_every=0.5)
-        sources.append(source)
-        source.start()
-        eventually(lambda: source.connected)
-        return source
-
-    yield start
-    for source in sources:
-        source.stop()
-        eventually(lambda source=source: not any(t.is_alive() for t in source._threads))
+def _start(sink: Sink) -> Iterator[Sources]:
+    sources = Sources(sink)
+    yield sources
+    sources.stop()
 
 
-def publish(app: Celery, uuids: list[str]) -> None:
-    with app.connection_for_write() as connection, app.events.Dispatcher(connection, buffer_group={"task"}) as sender:
-        for uuid in uuids:
-            sender.send("task-started", uuid=uuid)
-        sender.flush()
-
-
-def names(count: int) -> list[str]:
-    return [f"id-{number}" for number in range(count)]
-
-
-def an_app(url: str, **conf: Any) -> Celery:
-    app = Celery(broker=url, set_as_current=False)
-    app.conf.update(conf)
-    return app
-
-
-def test_any_kombu_transport_will_do(start: Start, sink: Sink) -> None:
+def test_any_kombu_transport_will_do(start: Sources, sink: Sink) -> None:
     """kombu's memory transport: no server, the same events."""
     app = an_app("memory://kombu-source", event_exchange="ev-memory")
     start(from_app(app))
@@ -91,7 +41,9 @@ def test_any_kombu_transport_will_do(start: Start, sink: Sink) -> None:
 
 
 @pytest.mark.parametrize(("accept", "expected"), [({"json", "yaml"}, ["a", "b"]), ({"json"}, [])])
-def test_another_serializer_only_where_allowed(start: Start, sink: Sink, accept: set[str], expected: list[str]) -> None:
+def test_another_serializer_only_where_allowed(
+    start: Sources, sink: Sink, accept: set[str], expected: list[str]
+) -> None:
     """--accept-content yaml lets YAML events in; without it they are counted as malformed and nothing is loaded."""
     app = an_app("memory://kombu-yaml", event_exchange=f"ev-{len(accept)}", event_serializer="yaml")
     source = start(from_app(app, accept=accept))
@@ -113,7 +65,7 @@ def queues(rabbit: RabbitServer) -> list[dict[str, Any]]:
 
 
 @pytest.mark.system
-def test_rabbitmq_events_on_an_exclusive_queue(rabbit: RabbitServer, start: Start, sink: Sink) -> None:
+def test_rabbitmq_events_on_an_exclusive_queue(rabbit: RabbitServer, start: Sources, sink: Sink) -> None:
     """Our queue is exclusive (RabbitMQ 4.3 refuses other transient ones), named ours, and goes when we go."""
     app = an_app(rabbit.url)
     source = start(from_app(app))
@@ -129,7 +81,7 @@ def test_rabbitmq_events_on_an_exclusive_queue(rabbit: RabbitServer, start: Star
 
 
 @pytest.mark.system
-def test_another_exchange_and_queue_prefix(rabbit: RabbitServer, start: Start, sink: Sink) -> None:
+def test_another_exchange_and_queue_prefix(rabbit: RabbitServer, start: Sources, sink: Sink) -> None:
     """`event_exchange` and `event_queue_prefix` are the app's."""
     app = an_app(rabbit.url, event_exchange="otherev", event_queue_prefix="otherq")
     start(from_app(app))
@@ -186,7 +138,7 @@ def test_a_user_without_permission_to_declare_is_told(rabbit: RabbitServer) -> N
 
 @pytest.mark.system
 def test_rabbitmq_that_stops_and_comes_back(
-    tmp_path: Path, start: Start, sink: Sink, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, start: Sources, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Paused, its missing heartbeats are noticed; each outage is one line down and one up, with its length."""
     server = RabbitServer(tmp_path)
@@ -215,7 +167,7 @@ def test_rabbitmq_that_stops_and_comes_back(
 
 
 @pytest.mark.system
-def test_a_closed_connection_is_made_anew(rabbit: RabbitServer, start: Start, sink: Sink) -> None:
+def test_a_closed_connection_is_made_anew(rabbit: RabbitServer, start: Sources, sink: Sink) -> None:
     """An operator closes all connections: as with any cut, the source is back by itself."""
     import urllib.parse
     import urllib.request
