@@ -144,7 +144,7 @@ def test_rabbitmq_that_stops_and_comes_back(
     server = RabbitServer(tmp_path)
     try:
         with caplog.at_level(logging.WARNING, "celeryscope.sources"):
-            source = start(BrokerConfig.from_url(server.url))
+            source = start(server.url, echo_every=5.0)  # sooner, it would complain before the heartbeats do
             os.killpg(server.process.pid, signal.SIGSTOP)
             eventually(lambda: not source.subscribed, 60)
             os.killpg(server.process.pid, signal.SIGCONT)
