@@ -6,7 +6,8 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,7 @@ from .. import __version__
 from ..monitor import logs
 from ..monitor.compat import CompatCounts
 from ..monitor.facts import Facts
-from ..monitor.masking import masked
+from ..monitor.masking import secrets_in
 from ..monitor.service import Monitor, StartError
 from .compat import PATH as COMPAT_PATH
 from .compat import CompatFacts, compat_exposition
@@ -42,7 +43,7 @@ def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None) 
     Raises:
         CannotStartError: a line for each thing that keeps it from starting.
     """
-    logs.configure(settings.log_level, settings.log_format, secrets_of(settings))
+    _configure_logs(settings, ())
     stop = threading.Event()
     with _signals(stop):
         try:
@@ -55,6 +56,7 @@ def _serve(settings: MonitorSettings, others: Mapping[str, Facts], stop: threadi
     names = [target.name for target in settings.broker_url] or [""]
     compat = {name: CompatCounts() for name in names} if settings.compat else {}
     monitor = Monitor(settings, observer=compat.__getitem__ if compat else None)
+    _configure_logs(settings, [config.url for config in monitor.configs])  # an app may have brought its own
     with contextlib.closing(monitor):
         monitor.restore()
         with _server(settings, monitor, compat, others) as server:
@@ -70,22 +72,18 @@ def _run(monitor: Monitor, server: Server, stop: threading.Event) -> None:
     try:
         stop.wait()
     finally:
-        # The pages go first: a half-stopped monitor must not be scraped.
-        server.stop()
-        monitor.stop()
+        # Side by side: two seconds are all that an orchestrator may give us.
+        with ThreadPoolExecutor(1, thread_name_prefix="celeryscope-stop") as pool:
+            pool.submit(server.stop)
+            monitor.stop()
         logger.info("stopped")
 
 
-def secrets_of(settings: MonitorSettings) -> set[str]:
-    """Return the passwords in the settings' URLs, which no log line may hold."""
-    found = set()
-    for target in (*settings.broker_url, *settings.rabbitmq_management_url):
-        url = target.url.get_secret_value()
-        shown = masked(url)
-        head, _, tail = shown.partition("***")
-        if shown != url and tail:
-            found.add(url.removeprefix(head).removesuffix(tail))
-    return found
+def _configure_logs(settings: MonitorSettings, urls: Iterable[str]) -> None:
+    """Let no password of these URLs, or of those in the settings, get into the log."""
+    targets = (*settings.broker_url, *settings.rabbitmq_management_url)
+    everywhere = (*urls, *(target.url.get_secret_value() for target in targets))
+    logs.configure(settings.log_level, settings.log_format, {s for url in everywhere for s in secrets_in(url)})
 
 
 def _server(

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 HIDDEN = "***"
 
 # Greedy up to the last @ of a word: a password that was not percent-encoded may hold one.
-_USERINFO = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://[^:/?#@\s]*:)[^\s'\"]*@", re.IGNORECASE)
-_PARAMETER = re.compile(r"(?P<start>[?&][a-z_]*(?:password|secret|token|key_id|access_key)=)[^&\s'\"]*", re.IGNORECASE)
+_USERINFO = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://[^:/?#@\s]*:)(?P<secret>[^\s'\"]*)@", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"(?P<start>[?&][a-z_]*(?:password|secret|token|key_id|access_key)=)(?P<secret>[^&\s'\"]*)", re.IGNORECASE
+)
 
 
 def masked(text: str) -> str:
     """Return `text` with the passwords of all URLs in it replaced by `***`; what holds none comes back as it was."""
     text = _USERINFO.sub(rf"\g<start>{HIDDEN}@", text)
     return _PARAMETER.sub(rf"\g<start>{HIDDEN}", text)
+
+
+def secrets_in(url: str) -> set[str]:
+    """Return the passwords in a URL (or in several, split by `;`), as they stand there and decoded."""
+    found = {
+        match["secret"]
+        for part in url.split(";")
+        for pattern in (_USERINFO, _PARAMETER)
+        for match in pattern.finditer(part)
+    }
+    return {text for secret in found if secret for text in (secret, unquote(secret))}

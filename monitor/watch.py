@@ -93,8 +93,9 @@ class BrokerWatch:
 
     def stop(self) -> None:
         """Stop the threads within about a second; one that waits for a broker ends by itself."""
-        self.source.stop(timeout=0.8)
-        self._sampling.stop(timeout=0.2)
+        self._sampling.stop(timeout=0)  # both are told before either is waited for
+        self.source.stop(timeout=0.7)
+        self._sampling.stop(timeout=0.1)
 
     # --- the sink of the source -------------------------------------------------------------------------------------
 
