@@ -52,13 +52,13 @@ class LazyGroup(click.Group):
             return None
         try:
             found = _resolve(entry.where)
+            command = found if isinstance(found, click.Command) else found()
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("celeryscope"):
                 raise
             raise click.ClickException(
                 f"`celeryscope {cmd_name}` needs the package {error.name}: pip install 'celeryscope[{entry.extra}]'"
             ) from None
-        command = found if isinstance(found, click.Command) else found()
         assert isinstance(command, click.Command)
         return command
 

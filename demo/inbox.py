@@ -13,12 +13,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
 from cheroot import wsgi
+from cheroot.server import HTTPConnection
 
 from .inbox_page import page
 
@@ -128,6 +129,7 @@ class Inbox:
         """Serve in the background; port 0 is any free one."""
         server = wsgi.Server((host, port), self, numthreads=8, request_queue_size=64)
         server.gateway = _Gateway
+        server.ConnectionClass = _Connection
         server.prepare()
         self._server = server
         threading.Thread(target=server.serve, name="inbox", daemon=True).start()
@@ -369,3 +371,11 @@ class _Gateway(wsgi.Gateway_10):
         environ: Json = super().get_environ()  # type: ignore[no-untyped-call]
         environ["inbox.socket"] = self.req.conn.socket
         return environ
+
+
+class _Connection(HTTPConnection):
+    def close(self) -> None:
+        super().close()
+        # With the answer that a reset connection did not take: Python 3.13 complains when the writer is collected.
+        with suppress(OSError):
+            self.wfile.close()
