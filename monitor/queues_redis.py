@@ -229,6 +229,8 @@ class RedisReader:
         return by_queue
 
     def _list_unacked(self) -> bool:
+        from redis.exceptions import ResponseError
+
         key = self._options.prefix + self._options.index
         spans = self._index.spans
         with self._client().pipeline(transaction=False) as pipe:
@@ -239,15 +241,27 @@ class RedisReader:
         if problem is not None:
             self._refused(key, problem)
             return False
-        stale = self._index.changed(counts)
-        wide = [number for number in stale if counts[number] > 2 * self._index.width or number == len(spans) - 1]
+        try:
+            self._index.update(*self._listed(key, counts))
+        except ResponseError as error:
+            self._refused(key, error)
+            return False
+        return True
+
+    def _listed(
+        self, key: str, counts: list[int]
+    ) -> tuple[dict[int, list[bytes]], dict[int, list[tuple[bytes, float]]]]:
+        """List the spans that changed: those that are to be cut up by score with their scores, the others without."""
+        spans, narrow, wide = self._index.spans, [], {}
+        for number in self._index.changed(counts):
+            if counts[number] > 2 * self._index.width or number == len(spans) - 1:
+                wide[number] = self._page(key, spans[number].low, spans[number].high)
+            else:
+                narrow.append(number)
         with self._client().pipeline(transaction=False) as pipe:
-            narrow = [number for number in stale if number not in wide]
             for number in narrow:
                 pipe.zrangebyscore(key, _above(spans[number].low), _score(spans[number].high))
-            plain = dict(zip(narrow, pipe.execute(), strict=True))
-        self._index.update(plain, {number: self._page(key, spans[number].low, spans[number].high) for number in wide})
-        return True
+            return dict(zip(narrow, pipe.execute(), strict=True)), wide
 
     def _page(self, key: str, low: float, high: float) -> list[tuple[bytes, float]]:
         """List a wide span in pages, so that no single command holds up the server."""

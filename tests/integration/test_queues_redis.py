@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -16,7 +17,7 @@ from celeryscope.monitor import stamp
 from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.queues import QueueFacts
 from celeryscope.monitor.queues_sampler import QueueSampler, QueueSamplerThread, open_sampler
-from helpers import Process, RedisServer, eventually, running, worker_argv
+from helpers import ROOT, Process, RedisServer, eventually, running, worker_argv
 
 SEP = "\x06\x16"
 WORKER_APP = """
@@ -111,11 +112,17 @@ def test_thousands_of_messages_are_counted_by_priority_and_the_oldest_is_found(v
         assert before - 0.001 <= facts.oldest_at <= after + 0.001
 
 
-def test_queues_are_found_by_their_bindings_and_remote_control_is_none(valkey, tmp_path):
-    with (
-        worker(valkey, tmp_path, "-Q", "one,two", "-E"),
-        sampling(valkey, inspect=False) as sampler,
-    ):
+def test_queues_are_found_by_their_bindings_and_remote_control_is_none(valkey):
+    """As kombu 5.7 leaves them: tables, permanent sets and deadlines; in one database with everything else."""
+    client = redis.Redis.from_url(valkey.url)
+    client.mset({f"other{n}": n for n in range(3_000)})
+    client.sadd("_kombu.binding.one", SEP.join(("one", "", "one")), SEP.join(("key", "", "two")))
+    client.sadd("_kombu.binding_permanent.three", SEP.join(("three", "", "three")))
+    client.zadd("_kombu.binding_deadlines", {"four": 1})
+    client.sadd("_kombu.binding.celery.pidbox", SEP.join(("", "", "w@host.celery.pidbox")))
+    client.sadd("_kombu.binding.celeryev", SEP.join(("worker.#", "", "celeryev.receiver")))
+    client.sadd("_kombu.binding.reply.celery.pidbox", SEP.join(("x", "", "x.reply.celery.pidbox")))
+    with sampling(valkey, inspect=False) as sampler:
         sampled(sampler, "one")
         assert set(sampler.snapshot.queues) == {"one", "two"}
 
@@ -334,3 +341,106 @@ def test_thread_samples_asks_workers_leaves_no_key_and_stops_at_once(valkey, tmp
         assert process.running()
         eventually(lambda: {key: client.type(key) for key in client.keys("*")} == before)
         assert {key: client.smembers(key) for key in bindings} == bindings
+
+
+def documented_acl() -> list[str]:
+    """The `ACL SETUSER` line of docs/brokers.md."""
+    (line,) = re.findall(r"^ACL SETUSER .*$", (ROOT / "docs/brokers.md").read_text(), re.MULTILINE)
+    return line.split()
+
+
+@contextmanager
+def user(server: RedisServer, *rules: str):
+    """A connection URL for a user with these rules, who is removed afterwards."""
+    client = redis.Redis.from_url(server.url)
+    client.execute_command(*rules)
+    client.acl_log_reset()
+    try:
+        yield server.url.replace("redis://", "redis://celeryscope:secret@")
+    finally:
+        client.acl_deluser("celeryscope")
+
+
+def refused(server: RedisServer) -> set[str]:
+    """What the server has refused to anybody since the user was made."""
+    log = redis.Redis.from_url(server.url).acl_log()
+    return {entry["object"] for entry in log if entry["reason"] in {"command", "key", "channel"}}
+
+
+def contents(client: redis.Redis) -> dict[bytes, bytes | None]:
+    """Every key with its value; but for kombu's deadlines, which it moves on whenever a reply queue is declared."""
+    return {key: None if key == b"_kombu.binding_deadlines" else client.dump(key) for key in client.keys("*")}
+
+
+def check_documented_acl(server: RedisServer, folder: Path) -> None:
+    client = redis.Redis.from_url(server.url)
+    client.lpush("mail", json.dumps({"headers": {stamp.HEADER: 1000.0}, "properties": {"delivery_tag": "t"}}))
+    deliver(client, "tag", "mail")
+    with worker(server, folder, "-Q", "news"), user(server, *documented_acl()) as url:
+        before = contents(client)
+        with sampling(server, url, queues=["mail"]) as sampler:
+            facts = sampled(sampler, "mail")
+            assert (facts.ready, facts.unacked, facts.oldest_at) == (1, 1, 1000.0)
+            assert "news" in sampler.snapshot.queues
+            sampler.inspect(time.time())
+            assert set(sampler.topology.queues.values()) == {frozenset({"news"})}
+            assert sampled(sampler, "news").consumers == 1
+            assert problems(sampler) == {}
+        # redis-py introduces itself to servers that know the command, and does not mind being refused.
+        assert refused(server) <= {"client|setinfo"}
+        eventually(lambda: contents(client) == before)
+
+
+def test_documented_acl_suffices_on_valkey(valkey, tmp_path):
+    check_documented_acl(valkey, tmp_path)
+
+
+@pytest.mark.system
+def test_documented_acl_suffices_on_redis(redis_server, tmp_path):
+    redis.Redis.from_url(redis_server.url).flushall()
+    check_documented_acl(redis_server, tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["scan", "smembers", "llen", "eval_ro", "zcount", "zrangebyscore", "hget"])
+def test_command_that_is_refused_costs_its_own_fact_only(valkey, missing):
+    client = redis.Redis.from_url(valkey.url)
+    client.lpush("mail", json.dumps({"headers": {stamp.HEADER: 1000.0}, "properties": {"delivery_tag": "t"}}))
+    client.sadd("_kombu.binding.news", SEP.join(("news", "", "news")))
+    deliver(client, "tag", "mail")
+    with (
+        user(valkey, *documented_acl(), f"-{missing}") as url,
+        sampling(valkey, url, queues=["mail"], inspect=False) as sampler,
+    ):
+        facts = sampled(sampler, "mail")
+        assert facts.ready == (None if missing == "llen" else 1)
+        assert facts.oldest_at == (None if missing in {"llen", "eval_ro"} else 1000.0)
+        assert facts.unacked == (None if missing in {"eval_ro", "zcount", "zrangebyscore", "hget"} else 1)
+        assert ("news" in sampler.snapshot.queues) == (missing not in {"scan", "smembers"})
+        assert problems(sampler)["permission"] >= 1
+
+
+def test_key_that_is_refused_costs_its_own_facts_only(valkey):
+    client = redis.Redis.from_url(valkey.url)
+    for queue in ("mail", "secret"):
+        client.lpush(queue, json.dumps({"headers": {stamp.HEADER: 1000.0}, "properties": {"delivery_tag": "t"}}))
+    rules = [rule for rule in documented_acl() if rule != "%R~*"]
+    with (
+        user(valkey, *rules, "%R~mail*", "%R~unacked*", "%R~_kombu.*") as url,
+        sampling(valkey, url, queues=["mail", "secret"], inspect=False) as sampler,
+    ):
+        assert sampled(sampler, "mail").ready == 1
+        assert sampled(sampler, "secret").ready is None
+        assert sampler.snapshot.queues["mail"].unacked == 0
+
+
+@pytest.mark.system
+def test_redis_without_read_only_scripts_is_asked_by_eval(redis_server):
+    """As on Redis 6: EVAL_RO is unknown there (here it is renamed away from the user by the ACL)."""
+    client = redis.Redis.from_url(redis_server.url)
+    client.flushall()
+    client.lpush("mail", json.dumps({"headers": {stamp.HEADER: 1000.0}, "properties": {"delivery_tag": "t"}}))
+    with (
+        user(redis_server, *documented_acl(), "-eval_ro", "+eval", "~*") as url,
+        sampling(redis_server, url, queues=["mail"], inspect=False) as sampler,
+    ):
+        assert sampled(sampler, "mail").oldest_at == 1000.0

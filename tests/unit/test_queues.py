@@ -187,7 +187,8 @@ def test_problems_are_counted_always_and_logged_once():
     "tail",
     [
         (
-            b'"headers": {"id": "i", "eta": "2030-01-01T00:00:00+00:00", "celeryscope-sent-at": 1000.5, "x": {"eta": 1}}, '
+            b'"headers": {"id": "i", "eta": "2030-01-01T00:00:00+00:00", "celeryscope-sent-at": 1000.5, '
+            b'"x": {"eta": 1}}, '
             b'"properties": {"delivery_tag": "t"}}'
         ),
         b'"headers":{"celeryscope-sent-at":1000.5,"eta":"2030-01-01T00:00:00Z","id":"i"},"properties":{"delivery_tag":"t"}}',
