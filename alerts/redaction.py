@@ -20,39 +20,41 @@ if TYPE_CHECKING:
 
 MASK = "***"
 
-SECRET_KEYS = (
-    r"pass(?:word|wd|phrase|code)",
-    r"pwd",
-    r"secret",
-    r"token",
-    r"(?:api|access|private|signing|encryption|account|master|shared)[-_. ]?key",
-    r"apikey",
-    r"credential",
-    r"authorization",
-    r"cookie",
-    r"session[-_]?(?:id|key)",
-    r"csrf",
-    r"signature",
-    r"dsn",
-    r"webhook[-_]?url",
-    r"(?:card|account)[-_]?(?:number|no)",
-    r"cvv|cvc",
-    r"iban",
-    r"ssn",
-)
-"""Patterns of key names whose values are secrets; searched anywhere in a key, whatever the case."""
+SECRET_KEYS = {
+    r"pass(?:word|wd|phrase|code)": ("passw", "passp", "passc"),
+    r"pwd": ("pwd",),
+    r"secret": ("secret",),
+    r"token": ("token",),
+    r"(?:api|access|private|signing|encryption|account|master|shared)[-_. ]?key": ("key",),
+    r"credential": ("credential",),
+    r"authorization": ("authorization",),
+    r"cookie": ("cookie",),
+    r"session[-_]?(?:id|key)": ("session",),
+    r"csrf": ("csrf",),
+    r"signature": ("signature",),
+    r"dsn": ("dsn",),
+    r"webhook[-_]?url": ("webhook",),
+    r"(?:card|account)[-_]?(?:number|no)": ("card", "account"),
+    r"cvv|cvc": ("cvv", "cvc"),
+    r"iban": ("iban",),
+    r"ssn": ("ssn",),
+}
+"""Patterns of key names whose values are secrets, searched anywhere in a key, whatever the case. With each goes what a
+text must hold, in lower case, for the pattern to match: looking for that first makes it twenty times as fast."""
 
 _SHAPES = (
     # A password, or a long token in place of the user name, in a URL. A password may hold "@" but no "/".
-    (r"(://[^\s:/?#@\"'<>]*:)[^\s/?#\"'<>]*@", rf"\1{MASK}@"),
-    (r"(://)[^\s:/?#@\"'<>]{16,}@", rf"\1{MASK}@"),
-    (r"\b(bearer)\s+(?!tokens?\b|auth)[\w.~+/=-]{6,}", rf"\1 {MASK}"),
-    (r"\b(basic)\s+(?=[\w+/-]*[\d=+/])[\w+/=-]{6,}", rf"\1 {MASK}"),
-    (r"(hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/)[\w/-]+", rf"\1{MASK}"),
-    (r"\bxox[a-z]-[\w-]+|\bxapp-[\w-]+|\bgh[oprsu]_\w{16,}|\bgithub_pat_\w+|\bglpat-[\w-]+", MASK),
-    (r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\b[sr]k_(?:live|test)_\w+|\bsk-[\w-]{20,}|\bAIza[\w-]{30,}", MASK),
-    (r"\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*", MASK),
-    (r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
+    (("://",), r"(://[^\s:/?#@\"'<>]*:)[^\s/?#\"'<>]*@", rf"\1{MASK}@"),
+    (("://",), r"(://)[^\s:/?#@\"'<>]{16,}@", rf"\1{MASK}@"),
+    (("bearer",), r"\b(bearer)\s+(?!tokens?\b|auth)[\w.~+/=-]{6,}", rf"\1 {MASK}"),
+    (("basic",), r"\b(basic)\s+(?=[\w+/-]*[\d=+/])[\w+/=-]{6,}", rf"\1 {MASK}"),
+    (("hooks.slack",), r"(hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/)[\w/-]+", rf"\1{MASK}"),
+    (("xox", "xapp-"), r"\bxox[a-z]-[\w-]+|\bxapp-[\w-]+", MASK),
+    (("gh", "github_pat", "glpat"), r"\bgh[oprsu]_\w{16,}|\bgithub_pat_\w+|\bglpat-[\w-]+", MASK),
+    (("akia", "asia"), r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b", MASK),
+    (("sk_", "rk_", "sk-", "aiza"), r"\b[sr]k_(?:live|test)_\w+|\bsk-[\w-]{20,}|\bAIza[\w-]{30,}", MASK),
+    (("eyj",), r"\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*", MASK),
+    (("private key",), r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
 )
 # A quoted value may have lost its end where the text was cut, but it does not swallow the lines that follow.
 _VALUE = (
@@ -75,20 +77,23 @@ class Redactor:
         extra = tuple(keys)
         for key in extra:
             _check(key)
-        names = "|".join((*SECRET_KEYS, *extra))
-        self._secret_key = compile(names, IGNORECASE)
-        # The key must not go on into "Error": `TokenError: no such user` is a class and its message.
-        self._pair = compile(
-            rf"""(?P<key>(?:{names})(?:s|[-_.]\w{{0,64}})?\\{{0,3}}["']?){_SEPARATOR}{_VALUE}""", IGNORECASE | DOTALL
-        )
-        self._shapes = tuple((compile(pattern, IGNORECASE | DOTALL), to) for pattern, to in _SHAPES)
+        self._secret_key = compile("|".join((*SECRET_KEYS, *extra)), IGNORECASE)
+        rules: list[tuple[tuple[str, ...], Pattern[str], str | Callable[[Match[str]], str]]] = [
+            (needed, compile(pattern, IGNORECASE | DOTALL), to) for needed, pattern, to in _SHAPES
+        ]
+        for key in (*SECRET_KEYS, *extra):
+            # The key must not go on into "Error": `TokenError: no such user` is a class and its message.
+            pair = rf"""(?P<key>(?:{key})(?:s|[-_.]\w{{0,64}})?\\{{0,3}}["']?){_SEPARATOR}{_VALUE}"""
+            rules.append((SECRET_KEYS.get(key, ("",)), compile(pair, IGNORECASE | DOTALL), _mask_value))
+        self._rules = rules
         self._replace = replace
 
     def text(self, text: str) -> str:
         """Return `text` without its secrets. Cost grows with its length: cut it first (`head`, `tail`)."""
-        for pattern, to in self._shapes:
-            text = pattern.sub(to, text)
-        text = self._pair.sub(_mask_value, text)
+        lowered = text.lower()
+        for needed, pattern, to in self._rules:
+            if any(word in lowered for word in needed):
+                text = pattern.sub(to, text)
         if self._replace is None:
             return text
         try:

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 READ_LENGTH = 64 * 1024
 CACHED_PATHS = 5_000
 
-_FRAME = re.compile(r'^  File "(.+)", line \d+, in (.+)$', re.MULTILINE)
+# These begin with a newline and not with "^": a literal is searched for ten times as fast.
+_FRAME = re.compile(r'\n  File "(.+)", line \d+, in (.+)')
 _CHAIN = re.compile(
     r"\n(?:The above exception was the direct cause of the following exception:"
     r"|During handling of the above exception, another exception occurred:)\n\n"
     r"(?=Traceback \(most recent call last\):\n|  \+ Exception Group Traceback|[\w.<>]+(?::|\n|\Z))"
 )
-_HEADER = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
-_UNINDENTED = re.compile(r"^\S", re.MULTILINE)
+_HEADER = re.compile(r"Traceback \(most recent call last\):(?=\n)")
+_UNINDENTED = re.compile(r"\n(?=\S)")
 _GROUP = re.compile(r"^  \+ Exception Group Traceback[^\n]*$", re.MULTILINE)
 _LAST = re.compile(r"^(?P<kind>[^\W\d][\w.<>]*)(?:: (?P<message>.*))?\Z", re.DOTALL)
 _UNPICKLEABLE = "celery.utils.serialization.UnpickleableExceptionWrapper"
@@ -73,18 +74,20 @@ def bounded(text: str) -> str:
 
 
 def _block(text: str, hint: str | None) -> Trace:
-    group = _GROUP.search(text)
+    group = _GROUP.search(text) if "Exception Group" in text else None
     if group is not None:
         text = _ungrouped(text[group.start() :])
     header = _HEADER.search(text)
+    if header is None:
+        text = "\n" + text
     # What follows the frames starts at the first line that is not indented; a message may hold frames of its own.
     end = _UNINDENTED.search(text, header.end() if header is not None else 0)
     if end is None:
         return Trace(hint or "", "", _FRAME.findall(text))
-    said = text[end.start() :].rstrip("\n")
+    said = text[end.end() :].rstrip("\n")
     match = _LAST.match(said)
     kind, message = (match["kind"], match["message"] or "") if match is not None else (hint or "", said)
-    return Trace(kind, message, _FRAME.findall(text, 0, end.start()))
+    return Trace(kind, message, _FRAME.findall(text, 0, end.end()))
 
 
 def _ungrouped(text: str) -> str:
