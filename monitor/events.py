@@ -56,6 +56,7 @@ class TaskEvent(Struct, gc=False, kw_only=True):
     name: str | None = None
     retries: Count | None = None
     eta: str | None = None
+    expires: str | None = None
     queue: str | None = None
     runtime: Seconds | None = None
     exception: str | None = None

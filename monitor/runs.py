@@ -29,8 +29,9 @@ LONGEST_CHAIN = 8
 
 SUPERSEDED = "superseded"
 SILENT = "silent"
-NOT_AN_END = frozenset({"retried", "requeued", SUPERSEDED})
-"""Outcomes after which the same id is expected to run again."""
+EXPIRED = "expired"
+NOT_AN_END = frozenset({"retried", "requeued", SUPERSEDED, EXPIRED})
+"""Outcomes after which more may be heard of the same id: it runs again, or a worker meets the expired message."""
 
 
 class Run(Struct, gc=False, eq=False):

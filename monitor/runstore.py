@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import rows as r
 from .labels import UNKNOWN
 from .rows import Row, Rows
-from .runs import ENDED, ORPHANED, RECEIVED, SILENT, STARTED, SUPERSEDED, UNKNOWN_RETRIES, WAITING, Run, chain, link
+from .runs import (
+    ENDED,
+    EXPIRED,
+    ORPHANED,
+    RECEIVED,
+    SILENT,
+    STARTED,
+    SUPERSEDED,
+    UNKNOWN_RETRIES,
+    WAITING,
+    Run,
+    chain,
+    link,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,6 +103,7 @@ class RunStore:
         self._done_before: dict[str, Run] = {}
         self._held: deque[tuple[float, Run]] = deque()
         self._delayed: list[tuple[float, int, Run]] = []
+        self._expiring: list[tuple[float, int, Run]] = []
         self._sequence = 0
         self._swept = 0.0
 
@@ -207,6 +221,11 @@ class RunStore:
             if run.state < STARTED:
                 run.row.waiting[run] = None
                 run.since = now
+        expiring = self._expiring
+        while expiring and expiring[0][0] <= now:
+            run = heappop(expiring)[2]
+            if run.state < STARTED:
+                self._give_up(run, EXPIRED)
         if now - self._swept >= SWEEP_EVERY:
             self._swept = now
             self._sweep(now)
@@ -220,13 +239,23 @@ class RunStore:
         ]
         old += [run for run in self.orphans if now - run.since > self.expire]
         for run in old:
-            self._leave(run)
-            run.state, run.outcome = ENDED, "expired"
-            head = self.live.get(run.uuid)
-            if head is not None:
-                self._close(run.uuid, head)
+            self._give_up(run, "forgotten")
         if len(self._delayed) > 2 * self.most:
             self._delayed = sorted(entry for entry in self._delayed if entry[2].state < STARTED)
+        if len(self._expiring) > 2 * self.most:
+            self._expiring = sorted(entry for entry in self._expiring if entry[2].state < STARTED)
+
+    def expire_at(self, run: Run, expires: str) -> None:
+        """A message that expires waits no longer: RabbitMQ drops it without a word, a worker when it meets it."""
+        self._sequence += 1
+        heappush(self._expiring, (parse_eta(expires), self._sequence, run))
+
+    def _give_up(self, run: Run, outcome: str) -> None:
+        self._leave(run)
+        run.state, run.outcome = ENDED, outcome
+        head = self.live.get(run.uuid)
+        if head is not None:
+            self._close(run.uuid, head)
 
     # --- workers come and go ----------------------------------------------------------------------------------------
 

@@ -84,6 +84,8 @@ class TaskTable(RunStore):
         name.sent_runs += 1
         run = Run(uuid, row, WAITING, None, e.retries or 0, e.timestamp, first, since=now)
         self._open(run, head, e.eta, now)
+        if e.expires is not None:
+            self.expire_at(run, e.expires)
         if self.observer is not None:
             self.observer.observe("sent", row.task, row.queue, e.hostname)
 

@@ -180,7 +180,7 @@ def produce(n: int, pool: str) -> dict[str, int]:
     past = datetime.now(timezone.utc) - timedelta(seconds=5)
     for i in range(n):
         send(rnd.choices(tasks, weights)[0], countdown=0.2 if i % 20 == 0 else None)
-        if i % 100 == 0:
+        if i % 100 == 0 and not os.environ["BROKER"].startswith("amqp"):  # RabbitMQ drops those itself
             send(expires, expires=past)
             facts["expired exactly.expires default"] += 1
     return facts

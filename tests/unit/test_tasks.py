@@ -495,6 +495,20 @@ def test_a_task_that_nobody_takes_is_forgotten_in_the_end() -> None:
     assert not story.table.live
 
 
+def test_a_message_that_expires_waits_no_longer_whether_or_not_a_worker_says_so() -> None:
+    """RabbitMQ drops it without a word."""
+    story = Story()
+    for uuid in ("dropped", "met"):
+        story.task("sent", uuid, "producer", name="t", queue="q", retries=0, expires="2027-01-15T08:00:10+00:00")
+    story.wait(9)
+    assert story.number("celery_tasks_waiting", "t", "q") == 2
+    story.wait(2)
+    assert story.number("celery_tasks_waiting", "t", "q") == 0
+    assert not story.table.live
+    story.task("revoked", "met", expired=True)
+    assert story.number("celery_task_revoked_total", "t", "q", "expired") == 1
+
+
 def test_names_over_the_cap_share_one_overflow_row_and_are_counted() -> None:
     story = Story(caps={"task": 3, "exception": 2})
     for i in range(6):
