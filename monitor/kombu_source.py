@@ -15,8 +15,6 @@ from .broker import BrokerConfig, BrokerSilentError, connect
 if TYPE_CHECKING:
     from .events import Decoder, Event
 
-Deliver = Callable[[list["Event"]], None]
-
 BATCH = 256
 IDLE = 0.25
 HEARTBEAT_CHECK = 1.0
@@ -63,8 +61,8 @@ class KombuSubscription:
         self._consumer = Consumer(channel, [queue], no_ack=True, on_message=self._on_message)
         self._consumer.consume()
 
-    def take(self, deliver: Deliver) -> None:
-        """Deliver what came, or wait for something for up to `IDLE` seconds; raise when the broker is gone."""
+    def take(self) -> list[Event]:
+        """Return some `BATCH` events, or none after a wait of up to `IDLE` seconds; raise when the broker is gone."""
         wait = IDLE
         try:
             while len(self._events) < BATCH:
@@ -72,16 +70,17 @@ class KombuSubscription:
                 wait = 0
         except TimeoutError:
             pass
-        finally:
-            if self._events:
-                events, self._events = self._events, []
-                deliver(events)
+        except Exception:
+            if not self._events:  # first what had come; the next call fails again
+                raise
         if self._beats and self._monotonic() - self._checked > HEARTBEAT_CHECK:
             self._checked = self._monotonic()
             try:
                 self._connection.heartbeat_check()
             except Exception as error:
                 raise BrokerSilentError(str(error)) from error
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         """Close the connection, without waiting for a broker that does not answer."""

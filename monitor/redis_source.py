@@ -19,17 +19,16 @@ from .broker import CONNECT_TIMEOUT, BrokerConfig, BrokerSilentError, connect
 if TYPE_CHECKING:
     from .events import Decoder, Event
 
-Deliver = Callable[[list["Event"]], None]
-
 BUFFER = 32 << 20
 """Bytes kept for decoding before the socket is left unread; Redis then buffers as much again before it cuts us off."""
 READ = 256 << 10
 SLICE = 16 << 10  # hiredis moves what is left of its buffer with every kilobyte it parses: 64 kB cost twice as much
 FILL = 4 << 20
 BATCH = 256
-"""Events delivered in one call (give or take a message), so that whoever reads the table meanwhile waits little."""
-WORK = 0.005
-"""Seconds of decoding between two looks at the socket."""
+"""Events taken at once (give or take a slice), so that whoever reads the table meanwhile waits little."""
+LOOK = 0.005
+"""Seconds between two looks at the socket while there is work: each look lets go of the interpreter's lock, and where a
+scrape is being rendered it takes as long to get it back."""
 IDLE = 0.25
 PING_AFTER = 5.0
 SILENCE = 20.0
@@ -59,6 +58,7 @@ class RedisSubscription:
         self._size = 0
         self._offset = 0
         self._frame = 0
+        self._look_at = 0.0
         self._closed = False
         self._reader = hiredis.Reader()
         self._early: list[Event] = []
@@ -76,19 +76,20 @@ class RedisSubscription:
         self._poll.register(self._sock, select.POLLIN)
         self._sock.setblocking(False)
 
-    def take(self, deliver: Deliver) -> None:
-        """Deliver what came, or wait for something for up to `IDLE` seconds; raise OSError when the broker is gone."""
+    def take(self) -> list[Event]:
+        """Return some `BATCH` events, or none after waiting `IDLE` seconds at most; raise OSError when the broker is gone."""
         if self._early:
-            deliver(self._early)
-            self._early = []
-        self._fill()
+            early, self._early = self._early, []
+            return early
+        if not self._chunks or self._monotonic() >= self._look_at:
+            self._fill()
         if self._chunks:
-            self._work(deliver)
-        elif self._closed:
-            raise ConnectionError("the broker closed the connection")
-        else:
-            self._poll.poll(IDLE * 1000)
-            self._keep_alive()
+            return self._work()
+        if self._closed:
+            raise ConnectionError("the broker closed the connection: it ended, or cut us off because we lagged")
+        self._poll.poll(IDLE * 1000)
+        self._keep_alive()
+        return []
 
     def close(self) -> None:
         """Close the connection."""
@@ -130,27 +131,22 @@ class RedisSubscription:
             got += len(chunk)
             if len(chunk) < READ and not self._tls:  # a TLS read ends with its record
                 break
+        now = self._monotonic()
+        self._look_at = now + LOOK
         if got:
-            self._heard = self._monotonic()
+            self._heard = now
 
-    def _work(self, deliver: Deliver) -> None:
-        """Decode and deliver for `WORK` seconds, or all there is."""
-        until = self._monotonic() + WORK
+    def _work(self) -> list[Event]:
+        """Decode a batch."""
         events: list[Event] = []
-        while self._chunks:
+        while self._chunks and len(events) < BATCH:
             chunk = self._chunks[0]
             self._feed(chunk, events)
             if self._offset >= len(chunk):
                 self._chunks.popleft()
                 self._size -= len(chunk)
                 self._offset = 0
-            if len(events) >= BATCH:
-                deliver(events)
-                events = []
-            if self._monotonic() >= until:
-                break
-        if events:
-            deliver(events)
+        return events
 
     def _feed(self, chunk: bytes, events: list[Event]) -> None:
         """Parse one slice of `chunk` and add its events."""

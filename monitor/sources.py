@@ -53,8 +53,8 @@ class Sink(Protocol):
 class Subscription(Protocol):
     """One subscription to a broker's events."""
 
-    def take(self, deliver: Callable[[list[Event]], None]) -> None:
-        """Deliver what came, after a short wait if nothing did; raise when the subscription is broken."""
+    def take(self) -> list[Event]:
+        """Return what came, none after a short wait if nothing did; raise when the subscription is broken."""
 
     def close(self) -> None:
         """Give it up."""
@@ -136,7 +136,6 @@ class Source:
             threading.Thread(target=self._run, name="celeryscope-events", daemon=True),
             threading.Thread(target=self._tick, name="celeryscope-tick", daemon=True),
         ]
-        self._idle = True
         self._up = False
         self._was_up = False
         self._down_since: float | None = None
@@ -189,19 +188,27 @@ class Source:
                 logger.debug("stopped while connecting: %s", reason(error))
                 return
             since = time.monotonic()
-            self._came_up()
             try:
-                while not self._stopping.is_set():
-                    self._idle = True
-                    subscription.take(self._deliver)
-                    if self._idle:  # an echo may lie behind what we have not worked off yet
-                        self._check_echo()
-            except Exception as error:  # noqa: BLE001 - whatever ends a subscription, the answer is a new one
-                self._went_down(error)
+                if not self._stopping.is_set():
+                    self._came_up()
+                    self._listen(subscription)
             finally:
                 self._close(subscription)
             if time.monotonic() - since < STEADY:
                 self._stopping.wait(random.uniform(0.5, 1.5))
+
+    def _listen(self, subscription: Subscription) -> None:
+        """Feed the sink until the subscription breaks or we stop."""
+        while not self._stopping.is_set():
+            try:
+                events = subscription.take()
+                if not events:  # and only then: our echo may lie behind what we have not worked off yet
+                    self._check_echo()
+            except Exception as error:  # noqa: BLE001 - whatever ends a subscription, the answer is a new one
+                self._went_down(error)
+                return
+            if events:
+                self._deliver(events)
 
     def _retrying(self) -> Retrying:
         return Retrying(
@@ -260,9 +267,6 @@ class Source:
             self._sink.connection(up, self._clock())
 
     def _deliver(self, events: list[Event]) -> None:
-        if self._stopping.is_set():
-            return
-        self._idle = False
         now = self._clock()
         for first in range(0, len(events), FEED):
             with Guard("the monitor's processing of events"):

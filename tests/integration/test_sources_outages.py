@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from celeryscope.monitor.events import Event
+
 LOGGER = "celeryscope.sources"
 
 
@@ -174,13 +176,15 @@ def test_a_slow_sink_does_not_grow_the_buffer(
     """A full buffer leaves the socket unread, so that the rest waits in Redis; nothing is lost."""
     monkeypatch.setattr(redis_source, "BUFFER", 128 << 10)
     monkeypatch.setattr(redis_source, "READ", 16 << 10)
-    monkeypatch.setattr(redis_source, "WORK", 0.0)  # one slice a turn: slower than the socket
+    monkeypatch.setattr(redis_source, "LOOK", 0.0)
+    monkeypatch.setattr(redis_source, "BATCH", 1)  # one slice between two looks: slower than the socket
     sizes: list[int] = []
 
     class Watched(redis_source.RedisSubscription):
-        def take(self, deliver: redis_source.Deliver) -> None:
-            super().take(deliver)
+        def take(self) -> list[Event]:
+            events = super().take()
             sizes.append(self._size)
+            return events
 
     start(valkey.url, subscribe=Watched)
     sink.gate.clear()

@@ -16,7 +16,7 @@ from celeryscope.monitor.sources import ECHOES_LOST, FEED, Source
 from helpers import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 CONFIG = BrokerConfig.from_url("memory://unit", name="test")
 
@@ -58,13 +58,13 @@ class Wire:
         self.opened += 1
         return self
 
-    def take(self, deliver: Callable[[list[Event]], None]) -> None:
+    def take(self) -> list[Event]:
         if self.faults:
             raise self.faults.pop()
         if self.pending:
-            deliver(self.pending.pop(0))
-        else:
-            threading.Event().wait(0.01)
+            return self.pending.pop(0)
+        threading.Event().wait(0.01)
+        return []
 
     def close(self) -> None:
         self.closed += 1
