@@ -130,7 +130,8 @@ class Dispatcher:
         channel, now = work.message.channel, self.clock()
         since, read_at, found = self._found.get(channel, (0.0, 0.0, {}))
         attempted = work.message.attempt_at or 0.0
-        if since <= attempted and read_at >= attempted + self.mailbox.pace.grace:
+        # What was found is there; that something is not there only a later look can tell.
+        if work.message.id in found or (since <= attempted and read_at >= attempted + self.mailbox.pace.grace):
             return found
         fresh = self.delivery.find(channel, work.message.channel_id, work.since)
         if fresh is not None:

@@ -159,15 +159,17 @@ class Mailbox:
             store.messages.c.kind == ROLLUP,
             store.incidents.c.assigned_at > now - self.limits.window,
         )
-        chosen = sa.select(store.messages.c.id).select_from(joined).where(lately).order_by(store.messages.c.created_at)
-        found = connection.execute(chosen.limit(1)).scalar()
+        newest = store.messages.c.created_at
+        chosen = sa.select(store.messages.c.id, newest).select_from(joined).where(lately).order_by(newest.desc())
+        found = connection.execute(chosen.limit(1)).first()
         if found is not None and not self.editable:
-            # It cannot be added to: the next one comes when the window is over.
+            # It cannot be added to: the next one comes when its window is over, for all that came until then.
             ids = [incident.id for incident in incidents]
             later = store.incidents.update().where(store.incidents.c.id.in_(ids))
-            connection.execute(later.values(review_at=now + self.limits.window))
+            connection.execute(later.values(review_at=found.created_at + self.limits.window))
             return
-        self._carry(connection, incidents, found or add_message(connection, ROLLUP, channel, now), now)
+        message_id = add_message(connection, ROLLUP, channel, now) if found is None else found.id
+        self._carry(connection, incidents, message_id, now)
 
     def _carry(self, connection: Connection, members: Sequence[Incident], message_id: str, now: float) -> None:
         ids = [incident.id for incident in members]
@@ -238,34 +240,37 @@ class Mailbox:
     def posted(self, work: Work, channel_id: str, ref: str, now: float) -> None:
         """Keep where the message is; it shows what it was posted with."""
         values = {"state": POSTED, "channel_id": channel_id, "ref": ref, "updated_at": now}
-        self._done(work, {**values, "shown_version": work.message.posting_version, "not_before": 0.0})
         with self.database.write() as connection:
+            self._done(connection, work, {**values, "shown_version": work.message.posting_version, "not_before": 0.0})
             mine = store.channels.c.name == work.message.channel
             connection.execute(store.channels.update().where(mine).values(channel_id=channel_id))
 
     def updated(self, work: Work, now: float, *, reply: bool = False) -> None:
         """Note what the message shows now, and whether its thread is to be told."""
-        self._done(work, {"shown_version": work.message.version, "updated_at": now, "reply_due": reply})
+        self._end(work, {"shown_version": work.message.version, "updated_at": now, "reply_due": reply})
 
     def told(self, work: Work) -> None:
         """Note that the thread was told, or that it is not known whether it was."""
-        self._done(work, {})
+        self._end(work, {})
 
     def unposted(self, work: Work, *, again_at: float = 0.0) -> None:
         """The message is certainly not there: it has to be posted (again)."""
-        self._done(work, {"state": NEW, "ref": "", "attempt_at": None, "not_before": again_at})
+        self._end(work, {"state": NEW, "ref": "", "attempt_at": None, "not_before": again_at})
 
     def released(self, work: Work, *, again_at: float = 0.0) -> None:
         """Give it back as it is, for `again_at` or later; a post then counts as uncertain."""
-        self._done(work, {"not_before": again_at, **({"reply_due": True} if work.act == "reply" else {})})
+        self._end(work, {"not_before": again_at, **({"reply_due": True} if work.act == "reply" else {})})
 
-    def _done(self, work: Work, values: Mapping[str, Any]) -> None:
+    def _done(self, connection: Connection, work: Work, values: Mapping[str, Any]) -> None:
         # Whose lease ran out has lost the message to somebody who has since found out how things stand.
         table = store.messages.c
         mine = sa.and_(table.id == work.message.id, table.lease_owner == self.database.owner)
+        free = {"lease_owner": "", "lease_until": 0.0}
+        connection.execute(store.messages.update().where(mine).values(**values, **free))
+
+    def _end(self, work: Work, values: Mapping[str, Any]) -> None:
         with self.database.write() as connection:
-            free = {"lease_owner": "", "lease_until": 0.0}
-            connection.execute(store.messages.update().where(mine).values(**values, **free))
+            self._done(connection, work, values)
 
     def collect_changes(self, now: float, every: float, compose: Callable[[list[Incident], int], str]) -> None:
         """Where messages cannot be changed: post what changed since, one message a channel, at most each `every` s."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.pool import NullPool
 
 from ..monitor.masking import masked
 
@@ -265,8 +264,8 @@ def _private_file(path: Path) -> None:
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
-        # A connection to a file costs nothing, and none of them then crosses a thread.
-        engine = sa.create_engine(url, poolclass=NullPool, connect_args={"timeout": 30.0})
+        # Kept open: whenever the last connection closes, SQLite empties and removes its log, at the price of syncs.
+        engine = sa.create_engine(url, pool_size=4, connect_args={"timeout": 30.0, "check_same_thread": False})
         sa.event.listen(engine, "connect", _sqlite_connected)
         sa.event.listen(engine, "begin", _sqlite_begin)
         return engine
