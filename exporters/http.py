@@ -127,6 +127,8 @@ class Server:
         self._thread = threading.Thread(target=server.run, name="celeryscope-http", daemon=True)
         self._thread.start()
         server.prepared.wait()
+        if not server.ready:
+            raise ListenError(f"--listen {self._listen}: the server does not start; the log has more")
         self._server = server
 
     def stop(self) -> None:
@@ -354,6 +356,10 @@ class _Cheroot(wsgi.Server):
         """Serve until stopped."""
         try:
             self.prepare()
+        except Exception:  # no more threads, no more descriptors
+            log.exception("the server does not start")
+            self._bound.close()
+            return
         finally:
             self.prepared.set()
         self.serve()

@@ -296,3 +296,15 @@ def test_many_clients_at_once(serve):
 def test_no_thread_outlives_a_main_thread_that_ended_without_stopping():
     code = "from celeryscope.exporters.http import Server; Server('127.0.0.1:0', {}).start(); raise SystemExit(7)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 7
+
+
+def test_a_server_that_cannot_have_its_threads_says_so(monkeypatch, caplog):
+    def no_more(_self, _amount):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("cheroot.workers.threadpool.ThreadPool.grow", no_more)
+    server = Server("127.0.0.1:0", {})
+    with pytest.raises(ListenError, match="the server does not start"):
+        server.start()
+    assert "can't start new thread" in caplog.text
+    server.stop()
