@@ -48,7 +48,7 @@ def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None) 
     with _signals(stop):
         try:
             _serve(settings, others or {}, stop)
-        except (StartError, ListenError, WebConfigError, ValueError) as error:
+        except (StartError, ListenError, WebConfigError) as error:
             raise CannotStartError(str(error)) from None
 
 
@@ -89,24 +89,34 @@ def _configure_logs(settings: MonitorSettings, urls: Iterable[str]) -> None:
 def _server(
     settings: MonitorSettings, monitor: Monitor, compat: Mapping[str, CompatCounts], others: Mapping[str, Facts]
 ) -> Server:
-    page = Exposition(
-        monitor.watches,
-        others={"monitor": monitor, **others},
-        prefix=settings.metric_prefix,
-        static_labels=settings.static_label,
-    )
-    pages: dict[str, Page] = {"/metrics": page}
-    if compat:
-        facts = {
-            name: CompatFacts(watch, compat[name], lock=watch.pipeline.lock) for name, watch in monitor.watches.items()
-        }
-        pages[COMPAT_PATH] = compat_exposition(facts, static_labels=settings.static_label)
+    pages = _pages(settings, monitor, compat, others)
     web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
 
     def ready() -> list[Status]:
         return [Status(*part) for part in monitor.readiness()]
 
     return Server(Address(*settings.listen), pages, ready=ready, web_config=web_config)
+
+
+def _pages(
+    settings: MonitorSettings, monitor: Monitor, compat: Mapping[str, CompatCounts], others: Mapping[str, Facts]
+) -> dict[str, Page]:
+    others = {"monitor": monitor, **others}
+    facts = {
+        name: CompatFacts(watch, compat[name], lock=watch.pipeline.lock)
+        for name, watch in monitor.watches.items()
+        if compat
+    }
+    labels = settings.static_label
+    try:
+        pages: dict[str, Page] = {
+            "/metrics": Exposition(monitor.watches, others=others, prefix=settings.metric_prefix, static_labels=labels)
+        }
+        if facts:
+            pages[COMPAT_PATH] = compat_exposition(facts, static_labels=labels)
+    except ValueError as error:  # one of our metrics has a label of that name
+        raise StartError([f"--static-label: {error}"]) from None
+    return pages
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .apps import broker_configs
-from .broker import BrokerConfig, BrokerError
+from .broker import BrokerConfig, BrokerError, reason
 from .catalog import METRICS, configured
 from .facts import Family
 from .sources import check
@@ -109,12 +109,14 @@ class Monitor:
 
     def _load(self, file: StateFile, state: dict[str, Any]) -> None:
         now = self._clock()
+        senseless = []
         for name in self.watches.keys() & state.keys():
             try:
                 self.watches[name].load(state[name], now)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, an empty start beats none
-                text = f"{type(error).__name__}: {error}"
-                file.set_aside(f"the part of broker {name!r} makes no sense, {text}")
+                senseless.append(f"broker {name!r}: {type(error).__name__}: {error}")
+        if senseless:
+            file.set_aside(f"makes no sense for {'; '.join(senseless)}")
 
     def probe(self, stop: threading.Event) -> None:
         """See whether the brokers answer; ends early on `stop`.
@@ -189,6 +191,8 @@ class Monitor:
                 self._probe(config)
             except BrokerError as error:
                 answers.put((config.name, str(error)))
+            except Exception as error:  # noqa: BLE001 - an answer must come in any case
+                answers.put((config.name, f"{config.label}: {reason(error)}"))
             else:
                 answers.put((config.name, None))
 

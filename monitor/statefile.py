@@ -151,7 +151,7 @@ class StateFile:
         """Rename the file, so that people can look at it and the next save does not lose it."""
         aside = self.path.with_name(f"state.damaged-{int(self._wall())}")
         self.path.replace(aside)
-        logger.warning("--state-dir: %s cannot be read (%s); set aside as %s", self.path, reason, aside.name)
+        logger.warning("--state-dir: %s cannot be used (%s); set aside as %s", self.path, reason, aside.name)
         for old in sorted(self.directory.glob("state.damaged-*"))[:-KEEP_DAMAGED]:
             with contextlib.suppress(OSError):
                 old.unlink()

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .facts import Family
+from .facts import Buckets, Family, Labels
 from .labels import DEFAULT_CAPS, OTHER, UNKNOWN, Caps
 from .pipeline import Pipeline
 from .queues_sampler import QueueSamplerThread, open_sampler
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .settings import MonitorSettings
 
 TELL_EVERY = 2.0
+
+Sample = tuple[Labels, "float | Buckets"]
 
 
 class BrokerWatch:
@@ -143,6 +145,8 @@ class BrokerWatch:
         for family in self.pipeline.families():
             if family.metric.name == "celeryscope_events_malformed_total":
                 malformed.update({labels[0]: value for labels, value in family.samples})
+            elif family.metric.name == "celeryscope_label_overflow_total":
+                yield Family(family.metric, [*map(self._with_sampler, family.samples)])
             else:
                 yield family
         yield self._family("celeryscope_events_malformed_total", [((why,), n) for why, n in malformed.items()])
@@ -150,6 +154,11 @@ class BrokerWatch:
         yield self._family("celeryscope_reconnects_total", [((), self.source.reconnects)])
         if self.source.echo_lag is not None:
             yield self._family("celeryscope_event_lag_seconds", [((), self.source.echo_lag)])
+
+    def _with_sampler(self, sample: Sample) -> Sample:
+        """Add what the sampler turned away: queues that no event told of."""
+        labels, value = sample
+        return (labels, value + self.sampler.overflow) if labels == ("queue",) else sample  # type: ignore[operator]
 
     def _family(self, name: str, samples: list[tuple[tuple[str, ...], float]]) -> Family:
         return Family(self._catalog[name], samples)

@@ -192,7 +192,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
         (["--broker", "rediss://h/0?ssl_ca_certs=/no/ca.pem"], "--broker: ssl_ca_certs must be a readable file"),
         (["--broker", "redis://h", "--buckets", "celery_task_runtime_seconds=-1"], "--buckets: "),
         (["--broker", "redis://h", "--no-such-setting"], "No such option"),
-        (["--broker", "redis://h", "--static-label", "queue=x"], "static label 'queue': "),
+        (["--broker", "redis://h", "--static-label", "queue=x"], "--static-label: static label 'queue': "),
         (["--broker", "redis://h", "--web.config.file", "/no/web.yml"], "--web.config.file: must be a readable file"),
         (["--broker", "redis://h", "--state-dir", "/no/such/dir"], "--state-dir: '/no/such/dir' cannot be made"),
         (["--broker", "redis://h", "--state-dir", "/dev/null"], "--state-dir: '/dev/null' is not a directory"),
@@ -262,5 +262,5 @@ def test_a_state_that_makes_no_sense_is_set_aside(tmp_path: Path, caplog: pytest
     with closing(service.Monitor(load(MonitorSettings, options=options, environ={}))) as monitor:
         monitor.restore()
         assert monitor.watches[""].pipeline.dump(clean=True)["runs"] != "nonsense"
-    assert "the part of broker '' makes no sense" in caplog.text
+    assert "makes no sense for broker '': " in caplog.text
     assert list(tmp_path.glob("state.damaged-*"))
