@@ -143,8 +143,8 @@ class BeatApp:
         self.chains: dict[str, Chain] = {}
         self.labels: dict[str, str] = {}
         self.dead = True
-        self.amnesty: float | None = None
-        """When the monitor could hear again after it had been deaf to beats that were alive before."""
+        self.unsure = False
+        """True where the monitor was deaf meanwhile: another beat may have led, and gone, unheard."""
         self.led_by = ""
         """The leading beat heard last."""
 
@@ -160,17 +160,17 @@ class BeatApp:
         boot.hear(e, now)
         if boot.leads():
             if boot.name == self.led_by:
-                self.amnesty = None  # the very process we knew: its counts tell all that happened meanwhile
-            self.forgive(boot)
+                self.unsure = False  # the very process we knew: its counts tell all that happened meanwhile
+            self.forgive(boot, now)
             self.led_by = boot.name
         return boot
 
-    def forgive(self, boot: Boot) -> None:
-        """Judge nothing that was due while the monitor was deaf: some other beat may have seen to it."""
-        if self.amnesty is not None:
+    def forgive(self, boot: Boot, moment: float) -> None:
+        """Where it is unsure who led, judge nothing that was due before `moment`."""
+        if self.unsure:
             for chain in self.chains.values():
-                chain.forgive(self.amnesty - boot.skew.seconds)
-            self.amnesty = None
+                chain.forgive(moment - boot.skew.seconds)
+            self.unsure = False
 
     def leaders(self, now: float, hearing_since: float) -> list[Boot]:
         """Return the beats that dispatch now; of beats that followed one another only the last."""

@@ -116,9 +116,8 @@ class Chain:
             self.kind, self.spec, self.tz, self.every = schedule
             self.slots = build(*schedule)
             self._expect(next_due)
-        elif next_due is not None and not self._predicts() and abs(next_due - (self.first_due or 0.0)) > SAME:
-            if self.slots is UNKNOWN_SLOTS or self.first_due is None or moment < self.first_due:
-                self._expect(next_due)
+        elif next_due is not None and not self._predicts() and self._may_move(next_due, moment):
+            self._expect(next_due)
 
     def remember(self, moment: float) -> None:
         """Move the anchor to the last run that the scheduler's store remembers, where that is later."""
@@ -126,6 +125,12 @@ class Chain:
             self.anchor, self.anchor_own, self.anchor_boot = moment, False, ""
             self.last_dispatch = max(moment, self.last_dispatch or 0.0)
             self._expect(None)
+
+    def _may_move(self, next_due: float, moment: float) -> bool:
+        if self.first_due is None:
+            return True
+        lies_ahead = self.slots is UNKNOWN_SLOTS or moment < self.first_due
+        return lies_ahead and abs(next_due - self.first_due) > SAME
 
     def _predicts(self) -> bool:
         return self.anchor is not None and self.slots is not UNKNOWN_SLOTS

@@ -28,6 +28,8 @@ WATCHED = 20_000
 ENDS = 5_000
 DEAF_AFTER = 5.0
 """Seconds between two ticks after which events may have been missed."""
+REPORTED_WITHIN = 10.0
+"""Seconds, a heartbeat's, in which a beat that comes back may still report a dispatch whose event was lost."""
 FORGET_AFTER = 7 * 86_400.0
 """Seconds after which an app of which no beat was heard is forgotten, with its entries."""
 FORGET_BEAT_AFTER = 3_600.0
@@ -76,7 +78,6 @@ class Ledger:
         self.now = 0.0
         self.hearing_since = 0.0
         self._ticked: float | None = None
-        self._deaf = False
         self._maybe: dict[str, None] = {}
         """Runs in `watched` of which only the name of their task speaks for beat, oldest first."""
         self._ends: dict[str, tuple[Kind, float]] = {}
@@ -103,6 +104,8 @@ class Ledger:
 
     def _hear(self, e: BeatEvent, now: float) -> tuple[BeatApp, Boot] | None:
         self.now = max(now, self.now)
+        if self._ticked is not None and now - self._ticked > DEAF_AFTER:
+            self.tick(now)
         app = self.apps.get(e.app)
         if app is None:
             if len(self.apps) >= APPS:
@@ -249,16 +252,12 @@ class Ledger:
         paused = self._ticked is None or now - self._ticked > DEAF_AFTER
         self._ticked = now
         self.now = now
-        if not hearing or paused:
-            self._deaf = True
-        if not hearing:
-            return
-        if self._deaf:
-            self._deaf = False
+        if paused or not hearing:
             self.hearing_since = now
             for app in self.apps.values():
-                if not app.dead:
-                    app.amnesty = now
+                app.unsure = app.unsure or not app.dead
+        if not hearing:
+            return
         for app in list(self.apps.values()):
             self._judge(app, now)
 
@@ -272,8 +271,8 @@ class Ledger:
             del self.apps[app.name]
             return
         if app.dead and last is not None:
-            app.forgive(last)
-            moment = now - last.skew.seconds
+            app.forgive(last, self.hearing_since)
+            moment = now - last.skew.seconds - REPORTED_WITHIN
             for chain in app.chains.values():
                 chain.confirm(moment)
         for boot in list(app.boots.values()):
@@ -335,6 +334,7 @@ class Ledger:
         for name, kept in state.get("apps", {}).items():
             app = self.apps[name] = BeatApp(name)
             app.dead, app.led_by = kept["dead"], kept["led_by"]
+            app.unsure = not app.dead
             app.boots = {boot: Boot.load(boot, saved) for boot, saved in kept["boots"].items()}
             for entry, saved in kept["chains"].items():
                 chain = self._chain(app, entry, 0.0)

@@ -1,0 +1,108 @@
+"""Every slot is accounted for exactly once, whatever happens to beat, to the monitor and to the events."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import hypothesis.strategies as st
+from beat_world import START, World, interval
+from celery.schedules import crontab
+from hypothesis import given, settings
+
+SETTLE = 41.0
+
+happenings = st.lists(
+    st.one_of(
+        st.tuples(st.just("run"), st.floats(0.5, 60.0)),
+        st.tuples(st.just("stop"), st.floats(0.5, 60.0)),
+        st.tuples(st.just("kill, store up to date"), st.floats(0.5, 90.0)),
+        st.tuples(st.just("kill, store out of date"), st.floats(0.5, 90.0)),
+        st.tuples(st.just("kill, store lost"), st.floats(0.5, 90.0)),
+        st.tuples(st.just("monitor restarts"), st.floats(0.0, 120.0)),
+        st.tuples(st.just("broker refuses"), st.floats(0.5, 30.0)),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def go_through(world: World, happening: str, seconds: float, stale: dict[str, Any]) -> None:
+    beat = world.beats[0]
+    if happening.startswith(("kill", "stop")):
+        # What is lost last before the silence nobody can know while it lasts: the last heartbeat gets through.
+        beat.probe.reports._next_heartbeat = -math.inf
+        world.deliver(beat, loss=0.0)
+    if happening == "stop":
+        world.stop(beat, seconds)
+        world.run(seconds)
+    elif happening.startswith("kill"):
+        stored = world.kill(beat)
+        world.run(seconds)
+        world.start(
+            stored={"up to date": stored, "out of date": stale, "lost": None}[happening.rpartition("store ")[2]]
+        )
+    elif happening == "monitor restarts":
+        world.monitor_up = False
+        world.run(seconds)
+        world.monitor_up = True
+        world.restart_monitor()
+    elif happening == "broker refuses":
+        world.failing = True
+        world.run(seconds)
+        world.failing = False
+    else:
+        world.run(seconds)
+
+
+def missed_of_interval(attempts: list[float], every: float, first_due: float, now: float) -> tuple[int, int]:
+    """Return what an interval missed by its definition, and how many slots are open now."""
+    missed, due = 0, first_due
+    for sent in [*attempts, now]:
+        missed += max(0, math.floor((sent - due) / every))
+        if sent != now or sent in attempts:
+            due = sent + every
+    return missed, int(due <= now)
+
+
+def missed_of_grid(attempts: list[float], step: float, start: float, now: float) -> tuple[int, int]:
+    """Return which slots of a fixed grid nobody served although the next one was due, and how many are open."""
+    slots = {k * step for k in range(math.floor(start / step) + 1, math.floor(now / step) + 1)}
+    served = {math.floor(sent / step) * step for sent in attempts}
+    unserved = slots - served
+    last = math.floor(now / step) * step
+    return len(unserved - {last}), int(last in unserved)
+
+
+@given(
+    every=st.floats(1.0, 7.0), minutes=st.sampled_from([1, 2, 5]), loss=st.sampled_from([0.0, 0.1]),
+    what=happenings, seed=st.integers(0, 1_000), skew=st.sampled_from([0.0, -300.0, 45.0]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_every_slot_is_dispatched_failed_missed_or_pending(every, minutes, loss, what, seed, skew):
+    schedule = {"often": interval(every), "cron": {"task": "proj.cron", "schedule": crontab(minute=f"*/{minutes}")}}
+    world = World(schedule, loss=loss, seed=seed, skew=skew)
+    world.ledger.tick(world.monitor_now())
+    beat = world.start()
+    world.deliver(beat, loss=0.0)
+    world.run(2.0)
+    beat.probe.reports._next_listing = -math.inf
+    world.deliver(beat, loss=0.0)
+    stale = beat.stored()
+    for happening, seconds in what:
+        go_through(world, happening, seconds, stale)
+        world.run(SETTLE)
+    beat = world.beats[0]
+    beat.probe.reports._next_heartbeat = -math.inf
+    world.deliver(beat, loss=0.0)
+
+    for name in ("often", "cron"):
+        attempts = world.attempts[name]
+        assert world.entry("dispatched_total", name) + world.entry("dispatch_failed_total", name) == len(attempts)
+    assert sum(world.entry("dispatch_failed_total", name) for name in ("often", "cron")) == world.failed
+    first_due = START + every
+    missed, _ = missed_of_interval(world.attempts["often"], every, first_due, world.now)
+    assert world.entry("missed_total", "often") == missed
+    missed, pending = missed_of_grid(world.attempts["cron"], minutes * 60.0, START, world.now)
+    assert world.entry("missed_total", "cron") == missed
+    assert (world.entry("next_due_timestamp_seconds", "cron") <= world.now) == bool(pending)

@@ -1,0 +1,481 @@
+"""The ledger's promises, one by one, in a world with Celery's own scheduler and a clock that the test turns."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from beat_world import START, Beat, Strange, World, interval
+from celery.schedules import crontab, schedule
+from celeryscope.monitor.catalog import METRICS
+from celeryscope.monitor.facts import Family
+from celeryscope.monitor.labels import Caps
+from celeryscope.monitor.schedules import Ledger
+
+TWO = {"two": interval(2.0)}
+
+
+def world(entries: dict[str, dict[str, Any]] | None = None, **options: Any) -> tuple[World, Beat]:
+    """A world whose monitor has been up for a minute and whose beat starts now."""
+    made = World(TWO if entries is None else entries, **options)
+    for _ in range(60):
+        made.run(1.0)
+    return made, made.start()
+
+
+def test_the_metrics_are_those_of_the_catalogue():
+    w, _ = world()
+    w.run(10.0)
+    families = {family.metric.name: family for family in w.ledger.families()}
+    assert set(families) == {m.name for m in METRICS.values() if m.group == "beat"} | {
+        "celeryscope_probe_dropped_total"
+    }
+    for family in families.values():
+        check_shape(family)
+
+
+def check_shape(family: Family) -> None:
+    for labels, value in family.samples:
+        assert len(labels) == len(family.metric.labels) or family.metric.name == "celeryscope_probe_dropped_total"
+        if family.metric.kind == "histogram":
+            assert isinstance(value, list)
+            assert len(value) == len(family.metric.buckets) + 2
+        else:
+            assert isinstance(value, (int, float))
+
+
+def test_a_healthy_beat():
+    w, _ = world()
+    w.run(61.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"]) == 30
+    assert [w.entry(f"{name}_total", "two") for name in ("missed", "duplicate", "dispatch_failed")] == [0, 0, 0]
+    assert w.entry("overdue_seconds", "two") == 0.0
+    assert w.entry("never_ran", "two") == 0.0
+    assert w.value("celery_beats", "proj") == 1
+    assert w.value("celery_beat_up", "proj", "proj@h") == 1.0
+    assert w.value("celery_beat_entries", "proj", "proj@h") == 1
+    assert w.value("celery_beat_last_tick_timestamp_seconds", "proj", "proj@h") == pytest.approx(w.now, abs=12.1)
+    assert w.value("celery_beat_entry_info", "proj", "two", "proj.add", "interval", "2s") == 1.0
+    lateness, between = w.entry("lateness_seconds", "two"), w.entry("interval_seconds", "two")
+    assert (sum(lateness[:-1]), sum(between[:-1])) == (30, 29)
+    assert lateness[-1] / 30 < 0.03
+    assert between[-1] / 29 == pytest.approx(2.0, abs=0.03)
+
+
+def test_drift_is_how_far_the_phase_has_slid_from_a_grid():
+    w, _ = world(jitter=0.02)
+    w.run(200.0)
+    sent = w.attempts["two"]
+    assert w.entry("drift_seconds", "two") == pytest.approx(sent[-1] - sent[0] - 2.0 * (len(sent) - 1), abs=1e-6)
+    assert w.entry("drift_seconds", "two") > 0.1
+
+
+def test_a_stopped_beat_shows_what_it_missed_and_how_late_it_came():
+    w, beat = world()
+    w.run(10.0)
+    w.stop(beat, 12.0)
+    w.run(30.0)
+    gaps = zip(w.attempts["two"], w.attempts["two"][1:], strict=False)
+    assert w.entry("missed_total", "two") == sum(int((b - a) // 2.0) - 1 for a, b in gaps if b - a > 3) == 5
+    assert w.entry("lateness_seconds", "two")[-1] > 8.0
+    assert w.value("celery_beats", "proj") == 1
+
+
+def test_a_beat_killed_for_good_is_noticed_and_misses_go_on_counting():
+    w, beat = world()
+    w.run(10.0)
+    w.kill(beat)
+    w.run(30.0)
+    assert w.value("celery_beats", "proj") == 0
+    assert w.value("celery_beat_up", "proj", "proj@h") == 0.0
+    before = w.entry("missed_total", "two")
+    assert before == (w.now - 10.0 - w.attempts["two"][-1] - 2.0) // 2.0
+    w.run(100.0)
+    assert w.entry("missed_total", "two") == before + 50
+    assert w.entry("overdue_seconds", "two") == pytest.approx(w.now - w.attempts["two"][-1] - 2.0, abs=1.1)
+    assert w.entry("next_due_timestamp_seconds", "two") == pytest.approx(w.attempts["two"][-1] + 2.0)
+
+
+def test_a_beat_that_says_goodbye_is_gone_at_once():
+    w, beat = world()
+    w.run(10.0)
+    beat.probe.reports.leave()
+    w.deliver(beat)
+    w.kill(beat)
+    w.run(1.5)
+    assert w.value("celery_beats", "proj") == 0
+    assert w.value("celery_beat_up", "proj", "proj@h") == 0.0
+
+
+def test_killed_and_restarted_at_once_with_an_outdated_store():
+    """The store says that the last run was 30 s ago: no false lateness, no false miss, no duplicate, no second beat."""
+    w, beat = world()
+    w.run(5.0)
+    outdated = beat.stored()
+    w.run(30.0)
+    while w.now - w.attempts["two"][-1] < 1.2:
+        w.run(0.1)
+    w.kill(beat)
+    w.run(0.6)
+    w.start("other", stored=outdated)
+    most = 0
+    for _ in range(40):
+        w.run(1.0)
+        most = max(most, w.value("celery_beats", "proj"))
+    assert most == 1
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert [w.entry(f"{name}_total", "two") for name in ("missed", "duplicate")] == [0, 0]
+    assert w.entry("lateness_seconds", "two")[-1] < 1.0
+    assert w.value("celery_beat_up", "proj", "proj@h") == 0.0
+    assert w.value("celery_beat_up", "proj", "proj@other") == 1.0
+
+
+def test_the_crontab_slot_that_a_restarted_beat_sends_again_is_a_duplicate():
+    w, beat = world({"cron": {"task": "t", "schedule": crontab()}}, start=1_900_000_800.0)
+    w.run(1.0)
+    outdated = beat.stored()
+    w.run(61.0)
+    w.kill(beat)
+    w.run(3.0)
+    w.start(stored=outdated)
+    w.run(5.0)
+    assert len(w.attempts["cron"]) == 2
+    assert w.entry("duplicate_total", "cron") == 1
+    assert w.entry("missed_total", "cron") == 0
+
+
+@pytest.mark.parametrize("offset", [0.3, 1.0, 1.7])
+def test_two_beats_of_one_app_are_two_within_30_seconds_and_all_the_second_sends_is_duplicate(offset):
+    w, _ = world()
+    w.run(20.0 + offset)
+    w.start("second")
+    w.run(29.0)
+    assert w.value("celery_beats", "proj") == 2
+    before = len(w.attempts["two"]), w.entry("duplicate_total", "two")
+    w.run(40.0)
+    more = len(w.attempts["two"]) - before[0]
+    assert w.entry("duplicate_total", "two") - before[1] == pytest.approx(more / 2, abs=1)
+    assert w.entry("missed_total", "two") == 0
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+
+
+def test_two_beats_double_every_slot_of_a_crontab():
+    w, _ = world({"cron": {"task": "t", "schedule": crontab()}})
+    w.run(61.0)
+    w.start("second")
+    w.run(300.0)
+    assert w.entry("duplicate_total", "cron") == 5
+
+
+def test_two_apps_on_one_broker_are_no_duplicates():
+    w, _ = world()
+    other = World(TWO, app="other")
+    other.ledger, other.now = w.ledger, w.now
+    other.start("h")
+    for _ in range(60):
+        w.run(1.0)
+        other.run(1.0)
+    assert (w.value("celery_beats", "proj"), w.value("celery_beats", "other")) == (1, 1)
+    assert (w.entry("duplicate_total", "two"), other.entry("duplicate_total", "two")) == (0, 0)
+
+
+def test_a_standby_that_waits_for_the_lock_is_no_second_beat():
+    w, leader = world()
+    leader.scheduler.lock_key, leader.scheduler.lock = "lock", object()
+    standby = w.start("standby")
+    standby.scheduler.lock_key = "lock"
+    standby.wake = float("inf")
+    w.run(60.0)
+    assert w.value("celery_beats", "proj") == 1
+    assert w.value("celery_beat_up", "proj", "proj@standby") == 1.0
+    stored = w.kill(leader)
+    w.run(40.0)
+    assert w.value("celery_beats", "proj") == 0
+    standby.scheduler.lock, standby.wake = object(), w.now
+    for name, (last, _) in stored.items():
+        standby.scheduler.schedule[name].last_run_at = last
+    w.run(10.0)
+    assert w.value("celery_beats", "proj") == 1
+    gaps = zip(w.attempts["two"], w.attempts["two"][1:], strict=False)
+    assert w.entry("missed_total", "two") == sum(int((b - a) // 2.0) - 1 for a, b in gaps if b - a > 3)
+    assert w.entry("duplicate_total", "two") == 0
+
+
+def test_lost_events_are_made_up_for_by_later_ones():
+    w, _ = world(loss=0.4, seed=5)
+    w.run(600.0)
+    w.loss = 0.0
+    w.run(11.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert w.entry("missed_total", "two") == 0
+
+
+def test_a_restarted_monitor_goes_on_where_it_was():
+    w, _ = world()
+    w.run(30.0)
+    w.monitor_up = False
+    w.run(45.0)
+    w.monitor_up = True
+    w.restart_monitor()
+    w.run(12.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert w.entry("missed_total", "two") == 0
+
+
+def test_a_new_monitor_blames_nobody_for_what_was_before_it():
+    w, beat = world()
+    w.run(30.0)
+    w.stop(beat, 20.0)
+    w.run(30.0)
+    w.ledger = Ledger(METRICS, Caps())
+    beat.probe.reports._next_listing = 0.0
+    w.run(20.0)
+    assert w.entry("missed_total", "two") == 0
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert w.entry("lateness_seconds", "two")[-1] < 1.0
+
+
+def test_a_deaf_monitor_judges_nobody():
+    w, _ = world()
+    w.run(30.0)
+    w.monitor_up = False
+    for _ in range(60):
+        w.run(1.0)
+        w.ledger.tick(w.monitor_now(), hearing=False)
+    assert w.value("celery_beats", "proj") == 1
+    w.monitor_up = True
+    w.run(15.0)
+    assert (w.value("celery_beats", "proj"), w.entry("missed_total", "two")) == (1, 0)
+
+
+def test_whoever_was_replaced_while_the_monitor_was_deaf_left_no_known_misses():
+    w, beat = world()
+    w.run(30.0)
+    w.monitor_up = False
+    w.run(20.0)
+    stored = w.kill(beat)
+    w.start("new", stored=stored)
+    w.run(40.0)
+    w.monitor_up = True
+    w.run(15.0)
+    assert w.entry("missed_total", "two") == 0
+    assert w.value("celery_beats", "proj") == 1
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 90.0])
+def test_clocks_that_disagree_make_nothing_overdue(skew):
+    w, beat = world(skew=skew)
+    w.run(60.0)
+    assert w.entry("overdue_seconds", "two") == 0.0
+    assert w.entry("missed_total", "two") == 0
+    w.kill(beat)
+    w.run(40.0)
+    assert w.entry("overdue_seconds", "two") == pytest.approx(w.now - w.attempts["two"][-1] - 2.0, abs=1.1)
+    assert w.entry("missed_total", "two") == 14
+
+
+def test_a_scheduler_that_hangs_is_seen_while_its_process_lives():
+    """Heartbeats go on, ticks do not: overdue and missed are counted before anybody is killed."""
+    w, beat = world()
+    w.run(20.0)
+    beat.wake = float("inf")
+    w.run(60.0)
+    assert w.value("celery_beats", "proj") == 1
+    assert w.now - w.value("celery_beat_last_tick_timestamp_seconds", "proj", "proj@h") > 58
+    assert w.entry("overdue_seconds", "two") > 50
+    assert 24 <= w.entry("missed_total", "two") <= 29
+
+
+def test_a_failed_publish_is_a_run_lost_and_not_a_slot_missed():
+    w, _ = world()
+    w.run(10.0)
+    w.failing = True
+    w.run(20.0)
+    w.failing = False
+    w.run(10.0)
+    assert w.entry("dispatch_failed_total", "two") == w.failed > 5
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"]) - w.failed
+    assert w.entry("missed_total", "two") == 0
+
+
+def test_the_nightly_job_that_did_not_happen():
+    """Its beat is dead: overdue says so long before the slot counts as missed, which is a day later."""
+    berlin = ZoneInfo("Europe/Berlin")
+    midnight = datetime(2026, 3, 27, 1, 0, tzinfo=berlin)
+    night = {"night": {"task": "t", "schedule": crontab(minute="30", hour="2")}}
+    w, beat = world(night, timezone="Europe/Berlin", start=midnight.timestamp())
+    w.run(60.0)
+    w.kill(beat)
+    w.tick_every = 60.0
+    w.ledger.tick(w.now)
+    due = midnight.replace(hour=2, minute=30).timestamp()
+    for _ in range(400):
+        w.run(4.0)
+        w.ledger.tick(w.now)
+    assert w.entry("never_ran", "night") == 1.0
+    assert w.entry("next_due_timestamp_seconds", "night") == due
+    for day, missed in ((1, 0), (2, 1), (3, 2)):
+        moment = datetime(2026, 3, 26 + day, 12, 0, tzinfo=berlin).timestamp()
+        while w.now < moment:
+            w.now = min(w.now + 4.0, moment)
+            w.ledger.tick(w.now)
+        assert w.entry("missed_total", "night") == missed
+        assert w.entry("overdue_seconds", "night") == pytest.approx(moment - due, abs=3)
+
+
+def test_a_removed_entry_disappears_and_a_changed_one_starts_anew():
+    w, beat = world({"two": interval(2.0), "three": interval(3.0)})
+    w.run(10.0)
+    del beat.scheduler.schedule["three"]
+    beat.scheduler.schedule["two"].schedule = schedule(timedelta(seconds=20), app=beat.scheduler.app)
+    w.run(10.0)
+    assert w.entry("dispatched_total", "three") is None
+    assert w.value("celery_beat_entry_info", "proj", "two", "proj.add", "interval", "20s") == 1.0
+    w.run(60.0)
+    assert w.entry("missed_total", "two") == 0
+    assert w.entry("overdue_seconds", "two") == 0.0
+
+
+def test_what_django_hides_is_kept_and_what_it_would_list_is_gone():
+    noon = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc).timestamp()
+    entries = {
+        "two": interval(2.0),
+        "far": {"task": "t", "schedule": crontab(minute="0", hour="20")},
+        "near": {"task": "t", "schedule": crontab(minute="30", hour="12")},
+        "any": {"task": "t", "schedule": crontab(minute="0", hour="*/8")},
+    }
+    w, beat = world(entries, start=noon)
+    w.run(5.0)
+    for _, fields in [m for m in beat.probe.reports._listing() if m[0] == "beat-schedule"]:
+        left = [item for item in fields["entries"] if item["entry"] == "two"]
+        w.receive("beat-schedule", {**fields, "hides": True, "entries": left}, "proj@h")
+    assert w.entry("dispatched_total", "far") == 0
+    assert w.entry("next_due_timestamp_seconds", "far") == noon + 8 * 3600
+    assert w.entry("dispatched_total", "near") is None
+    assert w.entry("dispatched_total", "any") is None
+
+
+def test_a_lost_part_of_a_listing_removes_nothing():
+    w, beat = world({f"e{n}": interval(50.0) for n in range(150)})
+    w.run(5.0)
+    w.deliver(beat)
+    first, second = (m for m in beat.probe.reports._listing())
+    assert (first[1]["part"], second[1]["parts"]) == (1, 2)
+    w.receive(*first, "proj@h")
+    assert len(w.ledger.apps["proj"].chains) == 150
+    w.receive(*second, "proj@h")
+    assert len(w.ledger.apps["proj"].chains) == 150
+
+
+def test_a_disabled_entry_is_neither_overdue_nor_missed():
+    w, beat = world()
+    w.run(10.0)
+    kind, fields = next(beat.probe.reports._listing())
+    w.kill(beat)
+    fields["entries"][0]["enabled"] = False
+    w.receive(kind, fields, "proj@h")
+    w.run(100.0)
+    assert w.entry("missed_total", "two") == 0
+    assert w.entry("overdue_seconds", "two") == 0.0
+
+
+def test_an_unknown_schedule_is_overdue_but_never_missed():
+    w, beat = world({"odd": {"task": "t", "schedule": Strange(timedelta(seconds=5))}})
+    w.run(30.0)
+    assert w.entry("dispatched_total", "odd") == len(w.attempts["odd"]) == 5
+    infos = next(f for f in w.ledger.families() if f.metric.name == "celery_beat_entry_info").samples
+    assert infos[0][0][3] == "unknown"
+    assert infos[0][0][4] == "beat_world.Strange"
+    assert w.entry("next_due_timestamp_seconds", "odd") == pytest.approx(w.attempts["odd"][-1] + 5.0)
+    w.kill(beat)
+    w.run(60.0)
+    assert w.entry("missed_total", "odd") == 0
+    assert w.entry("overdue_seconds", "odd") > 50
+
+
+def test_runs_are_followed_to_their_end():
+    w, _ = world()
+    w.run(3.0)
+    uuid, (sent,) = "run-1", w.attempts["two"]
+    assert uuid in w.ledger.watched
+    w.ledger.run_event("started", uuid, "proj.add", sent + 0.2, w.now)
+    w.ledger.run_event("retried", uuid, "proj.add", sent + 0.3, w.now)
+    w.ledger.run_event("succeeded", uuid, "proj.add", sent + 1.5, w.now)
+    assert uuid not in w.ledger.watched
+    assert w.entry("last_success_timestamp_seconds", "two") == sent + 1.5
+    assert w.entry("end_to_end_seconds", "two")[-1] == pytest.approx(1.5, abs=0.05)
+    assert w.entry("last_failure_timestamp_seconds", "two") is None
+    w.run(2.0)
+    w.ledger.run_event("failed", "run-2", "proj.add", w.now, w.now)
+    assert w.entry("last_failure_timestamp_seconds", "two") == w.now
+
+
+def test_a_run_that_ended_before_beat_said_so_counts_too():
+    w, beat = world()
+    w.run(1.0)
+    w.ledger.run_event("received", "run-1", "proj.add", w.now, w.now)
+    w.ledger.run_event("received", "other", "not.scheduled", w.now, w.now)
+    assert "other" not in w.ledger.watched
+    w.ledger.run_event("succeeded", "run-1", "proj.add", w.now + 1.02, w.now)
+    w.run(2.0)
+    assert w.entry("last_success_timestamp_seconds", "two") == pytest.approx(START + 62.02, abs=0.01)
+    assert "run-1" not in w.ledger.watched
+    del beat
+
+
+def test_a_revoked_run_is_neither_success_nor_failure():
+    w, _ = world()
+    w.run(3.0)
+    w.ledger.run_event("revoked", "run-1", "proj.add", w.now, w.now)
+    assert w.entry("last_success_timestamp_seconds", "two") is None
+    assert w.entry("last_failure_timestamp_seconds", "two") is None
+
+
+def test_more_entries_than_labels_share_one_series():
+    w, _ = world({f"e{n}": interval(5.0) for n in range(30)})
+    w.ledger.caps.limits["entry"] = 10
+    w.run(11.0)
+    families = {f.metric.name: dict(f.samples) for f in w.ledger.families()}
+    counts = families["celery_beat_dispatched_total"]
+    assert len(counts) == 11
+    assert sum(counts.values()) == sum(map(len, w.attempts.values())) == 60
+    assert counts["proj", "__other__"] == 40
+    assert sum(families["celery_beat_lateness_seconds"]["proj", "__other__"][:-1]) == 40
+    assert w.ledger.caps.overflow["entry"] > 0
+
+
+def test_what_is_gone_for_a_week_is_forgotten():
+    w, beat = world()
+    w.run(10.0)
+    w.kill(beat)
+    for later in range(0, 30, 4):
+        w.ledger.tick(w.now + 6 * 86_400 + later)
+    assert w.value("celery_beats", "proj") == 0
+    w.ledger.tick(w.now + 8 * 86_400)
+    assert all(not f.samples for f in w.ledger.families() if f.metric.group == "beat")
+    assert not w.ledger.tasks
+
+
+def test_names_are_admitted_again_when_entries_are_gone():
+    w, _ = world()
+    w.run(5.0)
+    w.ledger.caps.limits["entry"] = 1
+    w.ledger._forget(w.ledger.apps["proj"], ["two"])
+    assert w.ledger.caps.admit("entry", "next") == "next"
+
+
+def test_strangers_cannot_fill_the_ledger():
+    w, _ = world()
+    for number in range(300):
+        w.receive("beat-online", {"app": f"app{number}", "boot": "b"}, "x@h")
+        w.receive("beat-online", {"app": "proj", "boot": f"b{number}"}, f"x@h{number}")
+    assert len(w.ledger.apps) <= 100
+    assert len(w.ledger.apps["proj"].boots) <= 20
+    w.ledger.tasks.add("")
+    for number in range(6_000):
+        w.ledger.run_event("received", f"u{number}", "", w.now, w.now)
+        w.ledger.run_event("succeeded", f"v{number}", "", w.now, w.now)
+    assert len(w.ledger.watched) <= 5_000
+    assert len(w.ledger._ends) <= 5_000
