@@ -105,7 +105,7 @@ class Failure:
         """Return the sample's JSON object: what is unknown or empty is left out."""
         pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
         always = {"kind", "task", "exception", "message", "retries", "gave_up"}
-        return {name: value for name, value in pairs if name in always or value not in (None, False, {})}
+        return {n: v for n, v in pairs if n in always or not (v is None or v is False or v == {})}
 
 
 @dataclass(slots=True)

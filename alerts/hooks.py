@@ -89,10 +89,10 @@ class Connection:
         self._worker_pid, self._flushed = os.getpid(), False
         self.reporter.host = str(sender.hostname)
         hook_tasks(app)
-        for task in list(app.tasks.values()):
-            self.reporter.settings(task)  # so that mistakes in them are logged at the start, not at the first failure
         atexit.unregister(self._flush)
         atexit.register(self._flush)
+        for task in list(app.tasks.values()):
+            self.reporter.settings(task)  # so that mistakes in them are logged at the start, not at the first failure
 
     @guarded("failure hooks: celeryd_after_setup", None)
     def on_after_setup(self, instance: Any = None, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Reads the failures that workers left in the outbox queue of a Redis."""
+"""Reads the failures that workers left in the outbox queue."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 from celeryscope.alerts.failure import QUEUE
+from celeryscope.alerts.publisher import outbox_queue
 
 
 def batches(url: str) -> list[dict[str, Any]]:
@@ -36,4 +37,15 @@ def samples(url: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for entry in entries(url):
         found.setdefault(entry["sample"]["task"].rpartition(".")[2], entry["sample"])
+    return found
+
+
+def fetched(app: Any) -> list[dict[str, Any]]:
+    """Take all messages that wait on the broker of `app`, whichever it is; return their entries."""
+    found: list[dict[str, Any]] = []
+    with app.connection_for_read() as connection:
+        queue = outbox_queue()(connection.default_channel)
+        queue.declare()
+        while (message := queue.get(accept=["json"], no_ack=True)) is not None:
+            found += json.loads(message.body)["entries"]
     return found

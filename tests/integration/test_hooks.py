@@ -14,7 +14,7 @@ import outboxes
 import pytest
 import redis
 from celery import chord
-from helpers import Process, RedisServer, eventually, oldest_python, running, worker_argv
+from helpers import Process, RabbitServer, RedisServer, eventually, oldest_python, running, worker_argv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,9 @@ def load_app(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("failing_app")
 
 
-def start_worker(server: RedisServer, folder: Path, *options: str, python: str = sys.executable, **env: str) -> Process:
+def start_worker(
+    server: RedisServer | RabbitServer, folder: Path, *options: str, python: str = sys.executable, **env: str
+) -> Process:
     quiet = ("--without-mingle", "--without-gossip", "--without-heartbeat", "-n", f"{folder.name}@test")
     return Process(
         worker_argv("failing_app", "-Q", "work", *quiet, *options, python=python),
@@ -300,3 +302,28 @@ def test_an_outage_of_the_broker_loses_no_failure(
 
         eventually(told, 60, 0.2)
     away.stop()
+
+
+@pytest.mark.system
+def test_rabbitmq(rabbit: RabbitServer, server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On AMQP, too, where queue and exchange have names of their own and messages are confirmed."""
+    monkeypatch.setenv("BACKEND", server.url)
+    app = load_app(rabbit.url, monkeypatch)
+    with running(start_worker(rabbit, tmp_path, "-P", "prefork", "-c", "2", BACKEND=server.url)) as worker:
+        worker.wait_for("ready.", 60)
+        app.boom.delay(17, "4111")
+        for task in ("hard", "rejects", "ignores", "killed", "fine"):
+            getattr(app, task).delay()
+        app.lost_twice.delay(str(tmp_path / "lost"))
+        app.app.send_task("failing_app.nowhere", queue="work")
+        found: dict[str, dict[str, Any]] = {}
+
+        def complete() -> bool:
+            for entry in outboxes.fetched(app.app):
+                found[entry["sample"]["task"].rpartition(".")[2]] = entry
+            return set(found) == {"boom", "hard", "rejects", "killed", "lost_twice", "nowhere"}
+
+        eventually(complete, 60, 0.2)
+        assert {entry["count"] for entry in found.values()} == {1}
+        assert {entry["sample"]["queue"] for entry in found.values()} == {"work"}
+        assert found["lost_twice"]["sample"]["requeued"] is True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from celeryscope.alerts.failure import (
@@ -49,6 +51,25 @@ def test_a_batch_on_the_wire() -> None:
             }
         ],
     }
+
+
+def test_no_limit_and_a_limit_of_none_differ() -> None:
+    assert Failure(FAILURE, "t", "E", max_retries=0).wire()["max_retries"] == 0
+    assert "max_retries" not in Failure(FAILURE, "t", "E").wire()
+
+
+def test_what_a_worker_imports_needs_celery_alone() -> None:
+    """`install` with everything behind it, in a clean interpreter: nothing of the monitor's or the alerter's extras."""
+    code = (
+        "import sys, celery, celeryscope\n"
+        "app = celery.Celery('shop', broker='memory://')\n"
+        "celeryscope.install(app)\n"
+        "import celeryscope.alerts.publisher\n"
+        "heavy = {'msgspec', 'pydantic', 'httpx', 'rich', 'sqlalchemy', 'slack_sdk', 'prometheus_client', 'tenacity'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def mark(
