@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from .alerts.hooks import AlertingTask
+    from .alerts.options import Options
 
 __all__ = ["AlertingTask", "__version__", "install"]
 
@@ -41,7 +42,8 @@ def install(
 
     Task events are switched on where the configuration leaves them at Celery's default (`worker_send_task_events`
     and `task_send_sent_event`); an explicit choice, True or False, is never overridden. Calling it before or after
-    the app is configured, or twice, makes no difference. It reads no configuration, opens no connection and starts
+    the app is configured, or twice, makes no difference. Messages are stamped with the time of their publish, and a
+    beat process reports what it dispatches. Installing reads no configuration, opens no connection and starts
     no thread, and after its arguments are accepted nothing in it raises: what fails is logged and left out.
 
     Failures of tasks go from the worker into a durable queue for `celeryscope alerter` (docs/failures.md), unless
@@ -56,8 +58,6 @@ def install(
     from celery import Celery
 
     from .alerts.options import Options
-    from .monitor import event_settings
-    from .monitor.guard import Guard
 
     if not isinstance(app, Celery):
         raise TypeError(f"celeryscope.install() takes your Celery app, not {type(app).__name__}: install(app)")
@@ -67,8 +67,16 @@ def install(
     options = Options(
         environment, release, include_args, report_retries, report_throws, notify_eager, user_packages, redact
     )
+    _start_probes(app, options if report_failures else None)
+
+
+def _start_probes(app: Celery, failures: Options | None) -> None:
     # One guarded step for each probe, imported here and not above: `import celeryscope` must cost a worker nothing.
+    from .monitor.guard import Guard
+
     with Guard("install: task events"):
+        from .monitor import event_settings
+
         event_settings.connect(app)
     with Guard("install: beat"):
         from .monitor import beat
@@ -78,8 +86,8 @@ def install(
         from .monitor import stamp
 
         stamp.connect(app)
-    if report_failures:
+    if failures is not None:
         with Guard("install: failures"):
             from .alerts import hooks
 
-            hooks.connect(app, options)
+            hooks.connect(app, failures)
