@@ -19,6 +19,7 @@ DEBOUNCE = 3.0
 """Seconds of quiet after a new worker before it is asked: a deployment starts many, and one question is for all."""
 PATIENCE = 15.0
 """Seconds after which new workers are asked although more keep coming."""
+RETRY = 15.0
 SILENCES = 3
 """Rounds without an answer after which what a worker said before no longer counts."""
 AT_A_TIME = 200
@@ -36,6 +37,7 @@ class Rounds:
         self._fresh: set[str] = set()
         self._first_fresh = self._last_fresh = 0.0
         self._asked_at: float | None = None
+        self._again: tuple[float, list[str]] | None = None
 
     def know(self, workers: Iterable[str], now: float) -> None:
         """Take in live workers; the ones not known yet will be asked soon."""
@@ -60,10 +62,17 @@ class Rounds:
             self._asked_at = now
             self._fresh.clear()
             return [] if everybody else sorted(self._known)
+        if self._again is not None and now >= self._again[0]:
+            (_, again), self._again = self._again, None
+            return again
         if self._fresh and (now - self._last_fresh >= self._debounce or now - self._first_fresh >= self._patience):
             asked, self._fresh = sorted(self._fresh), set()
             return asked
         return None
+
+    def failed(self, asked: Sequence[str], now: float) -> None:
+        """Note that the question could not be put: it is put again soon."""
+        self._again = now + RETRY, list(asked)
 
     def answered(self, asked: Sequence[str], answers: Iterable[str]) -> list[str]:
         """Note who answered; return the workers of which, after a long silence, nothing is known any more."""
@@ -104,6 +113,7 @@ class Inspector:
             if not self._failing:
                 logger.warning("workers cannot be asked for their queues and slots: %s", error)
             self._failing = True
+            self._rounds.failed(asked, monotonic)
             return True
         self._failing = False
         lapsed = self._rounds.answered(asked, answers)
@@ -116,8 +126,9 @@ def asker(config: BrokerConfig, timeout: float = 2.0) -> Callable[[Sequence[str]
 
     `timeout` is how long to wait for another answer, in seconds.
     """
-    if "fanout" not in config.connection().transport.implements.exchange_type:
-        return None
+    with config.connection() as probe:
+        if "fanout" not in probe.transport.implements.exchange_type:
+            return None
 
     def ask(workers: Sequence[str]) -> dict[str, Answer]:
         with config.connection() as connection:

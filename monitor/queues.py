@@ -161,7 +161,7 @@ class QueueReader(Protocol):
 class Problems:
     """Counts the facts that could not be learned, by reason, and says each (reason, subject) once in the log."""
 
-    REASONS = ("wrong_type", "not_json", "permission", "gone", "too_big", "unsupported")
+    REASONS = ("wrong_type", "not_json", "permission", "gone", "too_big", "unsupported", "refused")
     REMEMBERED = 1_000
 
     def __init__(self, log: Log) -> None:

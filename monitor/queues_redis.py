@@ -31,6 +31,8 @@ LOOKUPS_A_TRIP = 500
 LOOKUPS_A_SAMPLE = 10_000
 LOOKUP_BYTES = 1_000_000
 PAGE = 5_000
+TABLES = 2_000
+"""Binding tables that are followed."""
 SCAN_EVERY = 1_800.0
 
 SentTimes = Callable[[str], "float | None"]
@@ -92,6 +94,7 @@ class RedisReader:
         prefix = self._options.prefix + BINDING
         pattern = "".join(f"[{c}]" if c in "*?[" else "\\\\" if c == "\\" else c for c in prefix) + "*"
         cursor: Any = 0
+        found: set[str] = set()
         while True:
             reply = self._try("SCAN", prefix, "SCAN", cursor, "MATCH", pattern, "COUNT", 1_000)
             if reply is None:
@@ -99,11 +102,12 @@ class RedisReader:
             cursor, keys = reply
             for key in keys:
                 exchange = key.decode("utf-8", "replace").removeprefix(prefix)
-                if not is_noise(exchange):
-                    self._bindings.tables.setdefault(exchange, [])
+                if not is_noise(exchange) and len(found) < TABLES:
+                    found.add(exchange)
             yield frozenset()
             if not int(cursor):
-                return
+                break
+        self._bindings.tables = {exchange: self._bindings.tables.get(exchange, []) for exchange in sorted(found)}
 
     def _learn(self, exchange: str) -> frozenset[str]:
         key = self._options.prefix + BINDING + exchange
@@ -156,8 +160,7 @@ class RedisReader:
         if isinstance(reply, list):
             return int(reply[0])
         text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)
-        reason = "wrong_type" if "WRONGTYPE" in text else "permission"
-        self.problems.note(reason, key, f"its length is unknown: {text}")
+        self.problems.note(_why(text), key, f"its length is unknown: {text}")
         return None
 
     def _head(self, key: str, reply: Any, now: float) -> _Head | None:
@@ -219,7 +222,7 @@ class RedisReader:
         by_queue: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         for routes, queues in zip(self._index.counts(now), by_queue, strict=True):
             for route, count in routes.items():
-                if route[0] and route[0] not in self._bindings.tables:
+                if route[0] and route[0] not in self._bindings.tables and len(self._bindings.tables) < 2 * TABLES:
                     self._learn(route[0])
                 queue = self._bindings.queue(route)
                 if queue is None or not is_noise(queue):
@@ -332,8 +335,15 @@ class RedisReader:
 
         if isinstance(error, Lost | Late):
             raise error
-        reason = "wrong_type" if "WRONGTYPE" in str(error) else "permission"
-        self.problems.note(reason, subject, f"refused by the server, so what it tells is unknown: {error}")
+        self.problems.note(_why(str(error)), subject, f"refused by the server, so what it tells is unknown: {error}")
+
+
+def _why(refusal: str) -> str:
+    if "WRONGTYPE" in refusal:
+        return "wrong_type"
+    # Within a script, Redis 7.0 words it differently from NOPERM.
+    lacking = ("NOPERM", "no permissions", "can't run this command", "can't access")
+    return "permission" if any(text in refusal for text in lacking) else "refused"
 
 
 def _above(score: float) -> str:

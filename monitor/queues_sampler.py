@@ -207,21 +207,24 @@ class QueueSamplerThread:
     def _run(self) -> None:
         due = time.monotonic()
         discovery, discovered = self._sampler.discover(self._clock()), due
-        self._step(discovery, due + FIRST_DISCOVERY)
+        ended = self._step(discovery, due + FIRST_DISCOVERY)
         while not self._stop.is_set():
             self._sampler.sample(self._clock())
             # On a grid: a slow sample shifts none of the later ones, and what was missed is not made up for.
             due += self._interval * (1 + int(max(0.0, time.monotonic() - due) / self._interval))
-            if time.monotonic() - discovered >= DISCOVER_EVERY:
+            if ended and time.monotonic() - discovered >= DISCOVER_EVERY:
                 discovery, discovered = self._sampler.discover(self._clock()), time.monotonic()
-            self._step(discovery, due)
+            ended = self._step(discovery, due)
             self._stop.wait(max(0.0, due - time.monotonic()))
         self._sampler.close()
 
-    def _step(self, discovery: Iterator[None], until: float) -> None:
-        for _ in discovery:
-            if time.monotonic() >= until or self._stop.wait(PACE):
-                return
+    def _step(self, discovery: Iterator[object], until: float) -> bool:
+        """Go on with discovery until it is time for a sample; tell whether it has come to its end."""
+        while time.monotonic() < until and not self._stop.is_set():
+            if next(discovery, self) is self:
+                return True
+            self._stop.wait(PACE)
+        return False
 
     def _inspect(self) -> None:
         while not self._stop.is_set():
@@ -258,8 +261,8 @@ def open_sampler(
 
 
 def _reader(config: BrokerConfig, management_url: str | None, sent_times: SentTimes | None) -> QueueReader:
-    connection = config.connection()
-    driver = connection.transport.driver_type
+    with config.connection() as connection:
+        driver = connection.transport.driver_type
     if driver == "redis":
         from .queues_redis import RedisReader, redis_link
         from .queues_redis_wire import Options

@@ -159,6 +159,14 @@ def test_patience_ends_while_workers_keep_coming_and_returning_workers_are_asked
     assert rounds.due(23.0) == ["w1"]
 
 
+def test_question_that_could_not_be_put_is_put_again_soon():
+    rounds = Rounds(every=300)
+    rounds.failed(rounds.due(0.0), 0.0)
+    assert rounds.due(14.0) is None
+    assert rounds.due(15.0) == []
+    assert rounds.due(16.0) is None
+
+
 def test_long_silence_lapses():
     rounds = Rounds()
     rounds.know(["w1"], 0.0)
