@@ -16,7 +16,7 @@ from .processes import Child, Nursery, free_port
 
 APP = "celeryscope.demo.app"
 ATTEMPTS = 5
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 class DemoError(Exception):
