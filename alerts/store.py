@@ -251,7 +251,7 @@ def _url(text: str) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and url.database not in (None, "", ":memory:"):
         return url.set(drivername="sqlite+pysqlite")
-    raise StoreError(f"store {url.render_as_string()!r}: must be sqlite:////path/file.db or postgresql://…")
+    raise StoreError(f"store {url.render_as_string()}: must be sqlite:////path/file.db or postgresql://…")
 
 
 def _private_file(path: Path) -> None:
