@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from .broker import BrokerConfig, BrokerSilentError, connect
 
 if TYPE_CHECKING:
     from .events import Decoder, Event
+
+logger = logging.getLogger("celeryscope.sources")
 
 BATCH = 256
 IDLE = 0.25
@@ -62,7 +65,7 @@ class KombuSubscription:
         self._consumer.consume()
 
     def take(self) -> list[Event]:
-        """Return some `BATCH` events, or none after a wait of up to `IDLE` seconds; raise when the broker is gone."""
+        """Return about `BATCH` events, or none after up to `IDLE` seconds; raise when the broker is gone."""
         wait = IDLE
         try:
             while len(self._events) < BATCH:
@@ -73,14 +76,22 @@ class KombuSubscription:
         except Exception:
             if not self._events:  # first what had come; the next call fails again
                 raise
-        if self._beats and self._monotonic() - self._checked > HEARTBEAT_CHECK:
-            self._checked = self._monotonic()
-            try:
-                self._connection.heartbeat_check()
-            except Exception as error:
-                raise BrokerSilentError(str(error)) from error
         events, self._events = self._events, []
+        if not self._alive() and not events:
+            raise BrokerSilentError("too many heartbeats missed")
         return events
+
+    def _alive(self) -> bool:
+        """Send a heartbeat where one is due, and say whether the broker's own came."""
+        if not self._beats or self._monotonic() - self._checked < HEARTBEAT_CHECK:
+            return True
+        try:
+            self._connection.heartbeat_check()
+        except Exception:
+            logger.debug("the heartbeat failed", exc_info=True)
+            return False
+        self._checked = self._monotonic()
+        return True
 
     def close(self) -> None:
         """Close the connection, without waiting for a broker that does not answer."""

@@ -77,7 +77,7 @@ class RedisSubscription:
         self._sock.setblocking(False)
 
     def take(self) -> list[Event]:
-        """Return some `BATCH` events, or none after waiting `IDLE` seconds at most; raise OSError when the broker is gone."""
+        """Return about `BATCH` events, or none after up to `IDLE` seconds; raise OSError when the broker is gone."""
         if self._early:
             early, self._early = self._early, []
             return early
