@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -13,7 +16,7 @@ from typing import Any
 from celeryscope.alerts.failure import QUEUE, Entry, Failure, encode_batch
 from celeryscope.alerts.publisher import outbox_queue
 from celeryscope.demo.inbox import TOKEN, Inbox, Posted
-from helpers import Process
+from helpers import Process, free_port
 
 _numbers = itertools.count(1)
 
@@ -101,3 +104,50 @@ def quick_alerter(
     )
     process.wait_for("alerter reads")
     return process
+
+
+class PostgresServer:
+    """A PostgreSQL of our own (Debian's), run as its user: initdb refuses root."""
+
+    def __init__(self, folder: Path) -> None:
+        import getpass
+
+        self.folder = folder
+        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not binaries:
+            raise RuntimeError("postgresql is not installed: run `make integration-packages` (or apt-get install it)")
+        self.run = ["runuser", "-u", "postgres", "--"] if getpass.getuser() == "root" else []
+        data = folder / "data"
+        data.mkdir()
+        if self.run:
+            shutil.chown(data, "postgres")
+            for parent in (folder, *folder.parents[:-1]):
+                if parent.stat().st_uid == 0 and parent != Path("/tmp"):
+                    parent.chmod(parent.stat().st_mode | 0o011)
+        options = ["-D", str(data), "-A", "trust", "-U", "celeryscope", "--no-sync", "-E", "UTF8", "--locale=C"]
+        subprocess.run([*self.run, str(binaries[-1] / "initdb"), *options], check=True, capture_output=True, cwd="/")
+        for _ in range(5):
+            self.port = free_port()
+            settings = [f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
+            command = [
+                *self.run,
+                binaries[-1] / "postgres",
+                "-D",
+                data,
+                *(word for s in settings for word in ("-c", s)),
+            ]
+            self.process = Process(command, log=folder / "postgres.log", cwd=Path("/"))
+            try:
+                self.process.wait_for("ready to accept connections", 30)
+            except RuntimeError:  # somebody else took the port
+                continue
+            return
+        raise RuntimeError(f"PostgreSQL does not start; see {folder}")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://celeryscope@127.0.0.1:{self.port}/postgres"
+
+    def stop(self) -> None:
+        self.process.send(signal.SIGINT)  # fast shutdown; runuser passes it on
+        self.process.stop()
