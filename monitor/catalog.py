@@ -223,14 +223,16 @@ MONITOR = (
 
 ALERTER = (
     _counter(
-        "celeryscope_alerter_failures_total", ("result",), "Failures by fate: notified, grouped, muted, duplicate."
+        "celeryscope_alerter_failures_total",
+        ("result",),
+        "Failures by fate: notified, grouped, muted, duplicate; and rejected: messages that could not be read.",
     ),
     _counter("celeryscope_alerter_slack_requests_total", ("status",), "Calls to Slack by status."),
     _gauge("celeryscope_alerter_outbox_messages", (), "Batches of failures waiting on the broker."),
     _gauge(
         "celeryscope_alerter_oldest_failure_seconds", (), "Age of the oldest failure that is not in the incident store."
     ),
-    _gauge("celeryscope_alerter_incidents", ("state",), "Incidents by state."),
+    _gauge("celeryscope_alerter_incidents", ("state",), "Incidents by state: open, resolved, muted by hand, waiting for Slack."),
 )
 
 _GROUPS = {"tasks": TASKS, "workers": WORKERS, "queues": QUEUES, "beat": BEAT, "monitor": MONITOR, "alerter": ALERTER}
