@@ -141,7 +141,7 @@ def test_every_pin_is_exact_and_hashed_and_names_no_address(name):
 def test_every_extra_is_in_all_but_the_ones_for_developers(project):
     optional = project["project"]["optional-dependencies"]
     everything = {extra for line in optional["all"] for extra in Requirement(line).extras}
-    assert everything == set(optional) - {"all", "dev", "demo"}
+    assert everything == set(optional) - {"all", "demo", "dev", "test"}
 
 
 def test_installing_without_extras_asks_for_celery_alone(project):
