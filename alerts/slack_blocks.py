@@ -79,7 +79,8 @@ def reply(view: View) -> Json:
 
 def _single(view: View, told: Told) -> Json:
     mood = _mood(told)
-    title = f"{SYMBOLS[mood]} {_task(told)}: {_short(told.exception)}"
+    fate = "Resolved: " if mood == RESOLVED else ""
+    title = f"{SYMBOLS[mood]} {fate}{_task(told)}: {_short(told.exception)}"
     blocks = [_header(title)]
     mentions = _mentions(view)
     if mentions and told.state != RESOLVED:
