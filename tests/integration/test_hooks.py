@@ -268,7 +268,7 @@ def test_a_broker_that_hangs_holds_nobody_up(
     assert away.process is not None
     away.process.send(signal.SIGSTOP)
     app = load_app(server.url, monkeypatch)
-    options = ("-P", "prefork", "-c", "1", "--max-tasks-per-child", "1")
+    options = ("-P", "prefork", "-c", "2", "--max-tasks-per-child", "1")
     with running(start_worker(server, tmp_path, *options, OUTBOX=away.url)) as worker:
         worker.wait_for("ready.", 60)
         results = [app.boom.delay(number, "4111") for number in range(2)]
@@ -276,6 +276,7 @@ def test_a_broker_that_hangs_holds_nobody_up(
         worker.send(signal.SIGTERM)
         eventually(lambda: not worker.running(), 60)
         assert worker.popen.returncode == 0
+    away.process.kill_group()  # a stopped process does not hear a polite signal
     away.stop()
 
 
