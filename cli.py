@@ -102,8 +102,16 @@ def monitor_command() -> click.Command:
 
     @click.command("monitor", help=COMMANDS["monitor"].help)
     @settings_options(MonitorSettings)
-    def monitor(**options: object) -> None:
-        serve(from_options(MonitorSettings, options, os.environ))
+    @click.option("--with-alerter", is_flag=True, help="Run the alerter in this process as well, with its settings.")
+    def monitor(with_alerter: bool, **options: object) -> None:
+        settings = from_options(MonitorSettings, options, os.environ)
+        if not with_alerter:
+            serve(settings)
+            return
+        from .alerts.cli import beside
+
+        with beside(options) as facts:
+            serve(settings, {"alerter": facts})
 
     return monitor
 

@@ -141,6 +141,7 @@ class Alerter:
                 busy = step()
                 failures = 0
             except StoreError as error:
+                logger.error("the alerter ends: %s", error)  # noqa: TRY400 - one line says it
                 self.failed = error
                 self.stopping.set()
                 return

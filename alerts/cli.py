@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from ..monitor.apps import broker_configs
 from ..monitor.broker import BrokerConfig, BrokerError
 from ..monitor.facts import Facts
 from ..monitor.options import from_options, settings_options
+from ..monitor.settings import CommonSettings
 from ..monitor.sources import Source
 from . import queries, views
 from .alerter import Alerter, Config
@@ -88,6 +89,22 @@ def running(settings: AlerterSettings) -> Iterator[Alerter]:
         for source in sources:
             source.stop()
         alerter.stop()
+
+
+@contextmanager
+def beside(options: Mapping[str, Any]) -> Iterator[Facts]:
+    """Run an alerter within another command's process; `options` are that one's, of which the common ones count.
+
+    Raises:
+        click.ClickException: it cannot start.
+    """
+    shared = {name: value for name, value in options.items() if name in (*CommonSettings.model_fields, "config")}
+    settings = from_options(AlerterSettings, shared, os.environ)
+    try:
+        with running(settings) as alerter:
+            yield alerter.facts
+    except (StoreError, BrokerError) as error:
+        _refuse(error)
 
 
 def alerter_command(serve: Serve) -> click.Command:

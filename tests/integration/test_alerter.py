@@ -7,9 +7,11 @@ import contextlib
 import itertools
 import json
 import signal
+import sys
 import time
 from collections import Counter
 
+import httpx
 import pytest
 import redis
 from alerting import PostgresServer, alerter_process, batch, entry, publish, quick_alerter, task_of, told
@@ -178,6 +180,26 @@ def test_from_a_failing_task_to_slack_and_green_again(valkey, inbox, tmp_path):
         assert dict(alerter.facts.states)["open"] == 0
         source.stop()
         app.close()
+
+
+def test_the_monitor_runs_it_in_its_own_process_if_asked(valkey, inbox, tmp_path):
+    """One page shows the facts of both."""
+    arguments = ["--broker", valkey.url, "--listen", "127.0.0.1:0", "--state-dir", tmp_path, "--with-alerter"]
+    environment = {
+        "CELERYSCOPE_SLACK_TOKEN": TOKEN,
+        "CELERYSCOPE_SLACK_CHANNEL": "#general",
+        "CELERYSCOPE_SLACK_BASE_URL": inbox.api_url,
+    }
+    command = [sys.executable, "-m", "celeryscope", "monitor", *arguments]
+    with running(Process(command, log=tmp_path / "monitor.log", cwd=tmp_path, env=environment)) as monitor:
+        monitor.wait_for("and serves")
+        address = monitor.output.split("and serves ")[1].split()[0]
+        publish(valkey.url, [batch(entry(count=7))])
+        eventually(lambda: inbox.top() and told(inbox.top()[0]) == 7)
+        page = httpx.get(address, trust_env=False).text
+        assert 'celeryscope_alerter_failures_total{result="notified"} 1' in page
+        assert "celeryscope_connected" in page
+        assert monitor.stop() == 0
 
 
 APP = """
