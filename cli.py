@@ -119,7 +119,7 @@ def monitor_command() -> click.Command:
 def alerter_command() -> click.Command:
     """Make `celeryscope alerter`: its facts become a page here, since the alerter does not know the exporters."""
     from .alerts.cli import alerter_command as make
-    from .exporters.http import Address, ListenError, Server
+    from .exporters.http import ListenError, Server
     from .exporters.prometheus import Exposition
     from .exporters.webconfig import WebConfig, WebConfigError
 
@@ -128,7 +128,7 @@ def alerter_command() -> click.Command:
         try:
             web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
             page = Exposition({}, others={"alerter": facts}, static_labels=settings.static_label)
-            server = Server(Address(*settings.listen), {"/metrics": page}, web_config=web_config, title="alerter")
+            server = Server(settings.listen, {"/metrics": page}, web_config=web_config, title="alerter")
             server.start()
         except (ListenError, WebConfigError) as error:
             raise click.ClickException(str(error)) from None

@@ -11,13 +11,14 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cheroot import wsgi
 from cheroot.makefile import MakeFile
 from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.ssl import Adapter
 
+from ..monitor.values import Address
 from .pages import Check, Page, Pages
 from .webconfig import WebConfig
 
@@ -46,31 +47,6 @@ class ListenError(Exception):
     """The address cannot be listened on; the message is for the user, one line."""
 
 
-class Address(NamedTuple):
-    """Where to listen; an empty host is every address of the machine, port 0 any free port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_listen(text: str) -> Address:
-    """Return the address meant by `HOST:PORT`, `[IPV6]:PORT` or `:PORT`.
-
-    Raises:
-        ListenError: it is none of these.
-    """
-    host, colon, port = text.strip().rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ListenError(f"--listen {text!r}: needs HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:9808")
-    if ":" in host and not bracketed:
-        raise ListenError(f"--listen {text!r}: put an IPv6 address in brackets, such as [::1]:9808")
-    return Address(host[1:-1] if bracketed else host, int(port))
-
-
 class Server:
     """Serves metrics pages (by path), `/-/healthy`, `/-/ready` and `/`, from a few threads of its own.
 
@@ -79,7 +55,7 @@ class Server:
 
     def __init__(
         self,
-        listen: str | Address,
+        listen: Address,
         pages: Mapping[str, Page],
         *,
         health: Check | None = None,
@@ -89,7 +65,7 @@ class Server:
     ) -> None:
         checks = {name: check for name, check in (("health", health), ("ready", ready)) if check is not None}
         app: WSGIApplication = Pages(pages, title=title, **checks)
-        self._listen = listen if isinstance(listen, Address) else parse_listen(listen)
+        self._listen = listen
         self._web_config = web_config
         self._app = app if web_config is None else web_config.guard(app)
         self._server: _Cheroot | None = None
@@ -97,7 +73,7 @@ class Server:
 
     @property
     def address(self) -> Address:
-        """Where the server listens; with the real port once it has started."""
+        """Where the server listens; with the real port (port 0 is any free one) once it has started."""
         return self._listen if self._server is None else Address(*self._server.bind_addr[:2])
 
     @property

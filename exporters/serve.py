@@ -20,7 +20,7 @@ from ..monitor.masking import secrets_in
 from ..monitor.service import Monitor, StartError
 from .compat import PATH as COMPAT_PATH
 from .compat import CompatFacts, compat_exposition
-from .http import Address, ListenError, Server
+from .http import ListenError, Server
 from .pages import Page, Status
 from .prometheus import Exposition
 from .webconfig import WebConfig, WebConfigError
@@ -95,7 +95,7 @@ def _server(
     def ready() -> list[Status]:
         return [Status(*part) for part in monitor.readiness()]
 
-    return Server(Address(*settings.listen), pages, ready=ready, web_config=web_config)
+    return Server(settings.listen, pages, ready=ready, web_config=web_config)
 
 
 def _pages(

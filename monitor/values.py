@@ -27,7 +27,7 @@ class Target:
 
 
 class Address(NamedTuple):
-    """Where to listen; an empty host means all addresses."""
+    """Where to listen; an empty host means all addresses, port 0 any free port."""
 
     host: str
     port: int
@@ -100,7 +100,8 @@ def readable_file(raw: object) -> Path:
 
 def address(raw: object) -> Address:
     """Read HOST:PORT, [IPV6]:PORT, or :PORT for all addresses."""
-    match = re.fullmatch(r"(\[(?P<six>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^:\[\]\s]*)):(?P<port>\d{1,5})", str(raw))
+    text = str(raw).strip()
+    match = re.fullmatch(r"(\[(?P<six>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^:\[\]\s]*)):(?P<port>[0-9]{1,5})", text)
     if match is None or int(match["port"]) > 65535:
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:9808, or :9808 for all addresses")
     return Address(match["six"] or match["host"] or "", int(match["port"]))

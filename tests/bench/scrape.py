@@ -28,6 +28,7 @@ from celeryscope.exporters.prometheus import CeleryscopeCollector, Exposition
 from celeryscope.exporters.webconfig import WebConfig
 from celeryscope.monitor.catalog import TASKS
 from celeryscope.monitor.facts import Family
+from celeryscope.monitor.values import Address
 from prometheus_client import CollectorRegistry, generate_latest
 
 TASK_NAMES, QUEUES, ROUNDS = 165, 3, 9
@@ -121,7 +122,7 @@ def _loop() -> None:
 def serve(folder: Path, *, secure: bool) -> None:
     """Serve in this process until the parent closes our standard input."""
     config = WebConfig(folder / "web.yml") if secure else None
-    with Server("127.0.0.1:0", {"/metrics": Exposition({"": Facts()})}, web_config=config) as server:
+    with Server(Address("127.0.0.1", 0), {"/metrics": Exposition({"": Facts()})}, web_config=config) as server:
         print(server.port, flush=True)
         sys.stdin.read()
 

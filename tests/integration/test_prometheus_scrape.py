@@ -15,6 +15,7 @@ from celeryscope.exporters.webconfig import WebConfig
 from celeryscope.monitor.catalog import METRICS
 from celeryscope.monitor.compat import CompatCounts
 from celeryscope.monitor.facts import Family
+from celeryscope.monitor.values import Address
 from helpers import Process, eventually, free_port, running, system_command
 
 pytestmark = pytest.mark.system
@@ -87,8 +88,8 @@ def _query(tmp_path_factory):
         cert.private_key_pem.write_to_path(folder / f"{name}.key")
     (folder / "web.yml").write_text(WEB.format(hash=bcrypt.hashpw(b"s3cret", bcrypt.gensalt(10)).decode()))
     with (
-        Server("127.0.0.1:0", pages()) as plain,
-        Server("127.0.0.1:0", pages(), web_config=WebConfig(folder / "web.yml")) as secure,
+        Server(Address("127.0.0.1", 0), pages()) as plain,
+        Server(Address("127.0.0.1", 0), pages(), web_config=WebConfig(folder / "web.yml")) as secure,
     ):
         config = SCRAPE.format(plain=plain.port, secure=secure.port, folder=folder)
         (folder / "prometheus.yml").write_text(config)

@@ -14,8 +14,9 @@ import time
 import httpx
 import pytest
 from celeryscope.exporters import http
-from celeryscope.exporters.http import THREADS, Address, ListenError, Server, parse_listen
+from celeryscope.exporters.http import THREADS, ListenError, Server
 from celeryscope.exporters.pages import Status
+from celeryscope.monitor.values import Address
 from helpers import eventually
 
 
@@ -31,7 +32,7 @@ class Metrics:
 def _serve():
     with contextlib.ExitStack() as stack:
         yield lambda page=None, **options: stack.enter_context(
-            Server("127.0.0.1:0", {"/metrics": page or Metrics()}, **options)
+            Server(Address("127.0.0.1", 0), {"/metrics": page or Metrics()}, **options)
         )
 
 
@@ -60,27 +61,6 @@ def get(server, path="/metrics"):
     return httpx.get(f"{server.url}{path}", timeout=20, verify=False)
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:9808", Address("127.0.0.1", 9808)),
-        (":9808", Address("", 9808)),
-        ("[::1]:0", Address("::1", 0)),
-        ("[::]:65535", Address("::", 65535)),
-        (" monitor.example:80 ", Address("monitor.example", 80)),
-    ],
-)
-def test_addresses(text, address):
-    assert parse_listen(text) == address
-    assert parse_listen(str(address)) == address
-
-
-@pytest.mark.parametrize("text", ["", "9808", "host", "host:", "host:x", "host:65536", "host:-1", "::1:9808", "host:١"])
-def test_what_is_no_address_is_an_error_that_shows_one(text):
-    with pytest.raises(ListenError, match=r"--listen .*(127\.0\.0\.1:9808|\[::1\]:9808)"):
-        parse_listen(text)
-
-
 def test_any_free_port_and_its_real_number(serve):
     server = serve()
     assert server.port > 0
@@ -89,7 +69,7 @@ def test_any_free_port_and_its_real_number(serve):
 
 
 def test_every_address_means_both_families():
-    with Server(":0", {"/metrics": Metrics()}) as server:
+    with Server(Address("", 0), {"/metrics": Metrics()}) as server:
         assert httpx.get(f"http://127.0.0.1:{server.port}/metrics").status_code == 200
         assert get(server).status_code == 200
 
@@ -97,7 +77,7 @@ def test_every_address_means_both_families():
 def test_an_ipv6_address_or_a_clear_line_where_the_machine_has_none():
     with socket.socket(socket.AF_INET6) if socket.has_ipv6 else contextlib.nullcontext() as probe:
         there = probe is not None and probe.connect_ex(("::1", 1)) in (0, errno.ECONNREFUSED)
-    server = Server("[::1]:0", {"/metrics": Metrics()})
+    server = Server(Address("::1", 0), {"/metrics": Metrics()})
     if there:
         with server:
             assert server.url == f"http://[::1]:{server.port}"
@@ -115,11 +95,11 @@ def test_a_port_in_use_is_one_clear_line(serve):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("192.0.2.1:0", "not an address of this machine"), ("no.such.host.invalid:0", "not a host name")]
+    ("host", "said"), [("192.0.2.1", "not an address of this machine"), ("no.such.host.invalid", "not a host name")]
 )
-def test_an_address_that_is_not_ours_is_one_clear_line(text, said):
+def test_an_address_that_is_not_ours_is_one_clear_line(host, said):
     with pytest.raises(ListenError, match=said) as caught:
-        Server(text, {}).start()
+        Server(Address(host, 0), {}).start()
     assert "\n" not in str(caught.value)
 
 
@@ -294,7 +274,10 @@ def test_many_clients_at_once(serve):
 
 
 def test_no_thread_outlives_a_main_thread_that_ended_without_stopping():
-    code = "from celeryscope.exporters.http import Server; Server('127.0.0.1:0', {}).start(); raise SystemExit(7)"
+    code = (
+        "from celeryscope.exporters.http import Server; from celeryscope.monitor.values import Address;"
+        "Server(Address('127.0.0.1', 0), {}).start(); raise SystemExit(7)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 7
 
 
@@ -303,7 +286,7 @@ def test_a_server_that_cannot_have_its_threads_says_so(monkeypatch, caplog):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("cheroot.workers.threadpool.ThreadPool.grow", no_more)
-    server = Server("127.0.0.1:0", {})
+    server = Server(Address("127.0.0.1", 0), {})
     with pytest.raises(ListenError, match="the server does not start"):
         server.start()
     assert "can't start new thread" in caplog.text

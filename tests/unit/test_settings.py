@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celeryscope.monitor import values
 from celeryscope.monitor.configuration import SettingsError, exposed, load
 from celeryscope.monitor.settings import MonitorSettings
 from celeryscope.monitor.values import Address
@@ -119,6 +120,27 @@ def test_brokers_come_from_variables_files_and_celerys_own_variable(tmp_path: Pa
     assert brokers(load(MonitorSettings, options={}, environ=last_resort)) == {"": "redis://celery"}
     assert brokers(settings(environ=last_resort)) == {"": "redis://host:6379/0"}
     assert brokers(load(MonitorSettings, options={"app": "proj"}, environ=last_resort)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9808", Address("127.0.0.1", 9808)),
+        (":9808", Address("", 9808)),
+        ("[::1]:0", Address("::1", 0)),
+        ("[::]:65535", Address("::", 65535)),
+        (" monitor.example:80 ", Address("monitor.example", 80)),
+    ],
+)
+def test_addresses_to_listen_on(text: str, address: Address) -> None:
+    assert values.address(text) == address
+    assert values.address(str(address)) == address
+
+
+@pytest.mark.parametrize("text", ["", "9808", "host", "host:", "host:x", "host:65536", "host:-1", "::1:9808", "host:١"])
+def test_what_is_no_address_is_an_error_that_shows_one(text: str) -> None:
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9808"):
+        values.address(text)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import trustme
 from celeryscope.exporters import http
 from celeryscope.exporters.http import THREADS, Server
 from celeryscope.exporters.webconfig import WebConfig
+from celeryscope.monitor.values import Address
 
 HASH = bcrypt.hashpw(b"s3cret", bcrypt.gensalt(4)).decode()
 TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
@@ -45,7 +46,7 @@ def _serve(tmp_path, ca):
         def serve(text):
             (tmp_path / "web.yml").write_text(text)
             config = WebConfig(tmp_path / "web.yml")
-            return stack.enter_context(Server("127.0.0.1:0", {"/metrics": Metrics()}, web_config=config))
+            return stack.enter_context(Server(Address("127.0.0.1", 0), {"/metrics": Metrics()}, web_config=config))
 
         yield serve
 
