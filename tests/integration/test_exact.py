@@ -35,9 +35,12 @@ FACTS = {
 Numbers = dict[tuple[str, ...], int]
 
 
-def truth(path: Path, produced: dict[str, int]) -> Numbers:
-    """Return the expected samples: (metric, task, queue, further labels) → count."""
-    lines = Counter(path.read_text().splitlines()) + Counter(produced)
+def truth(path: Path, produced: dict[str, int], *, mute: frozenset[str] = frozenset()) -> Numbers:
+    """Return the expected samples: (metric, task, queue, further labels) → count; `mute` lines end without an event."""
+    lines = Counter(
+        "silent" + line[line.index(" ") :] if line in mute else line for line in path.read_text().splitlines()
+    )
+    lines += Counter(produced)
     expected: Counter[tuple[str, ...]] = Counter()
     for line, n in lines.items():
         kind, task, queue = line.split()
@@ -80,7 +83,20 @@ def difference(expected: Numbers, found: Numbers) -> dict[tuple[str, ...], tuple
     }
 
 
-def compare(broker: str, folder: Path, *, pool: str, n: int, python: str = sys.executable) -> None:
+# Celery before 5.7 says nothing of a Reject when the message was acknowledged early.
+MUTE_BEFORE_5_7 = frozenset({"rejected exactly.reject default"})
+
+
+def compare(
+    broker: str,
+    folder: Path,
+    *,
+    pool: str,
+    n: int,
+    python: str = sys.executable,
+    mute: frozenset[str] = frozenset(),
+    lossy: bool = False,
+) -> None:
     """Run real workers through about `n` tasks and hold the monitor's numbers to the truth."""
     env = {"BROKER": broker, "TRUTH": str(folder / "truth"), "PYTHONPATH": str(APPS)}
     (folder / "truth").touch()
@@ -98,17 +114,26 @@ def compare(broker: str, folder: Path, *, pool: str, n: int, python: str = sys.e
                 cwd=folder,
                 capture_output=True,
                 check=True,
-                timeout=240,
+                timeout=100,
             )
             produced = json.loads(done.stdout)
 
+            def starts_accounted() -> bool:
+                begun = sum(line.startswith("started ") for line in (folder / "truth").read_text().splitlines())
+                seen = sum(n for key, n in measured(pipeline).items() if key[0] == "celery_task_started_total")
+                account = pipeline.workers.hosts["w@exact"].trust
+                assert seen + account.untracked == begun, f"{seen} + {account.untracked} of {begun}"
+                return account.missed == 0
+
             def equal() -> bool:
-                gap = difference(truth(folder / "truth", produced), measured(pipeline))
+                gap = difference(truth(folder / "truth", produced, mute=mute), measured(pipeline))
                 assert not gap, gap
                 return not pipeline.tasks.live
 
-            eventually(equal, 240, 1.0)
-        assert len(truth(folder / "truth", produced)) > 80
+            eventually(starts_accounted if lossy else equal, 100, 1.0)
+        if lossy:
+            return
+        assert len(truth(folder / "truth", produced, mute=mute)) > 80
         assert pipeline.workers.hosts["w@exact"].trust.missed == 0
         assert pipeline.workers.hosts["w@exact"].trust.untracked == 0
         assert not source.decoder.malformed
@@ -133,6 +158,13 @@ def test_every_number_equals_the_truth_on_debians_redis(redis_server: RedisServe
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_every_number_equals_the_truth_with_the_oldest_celery(valkey: RedisServer, tmp_path: Path, pool: str) -> None:
-    compare(valkey.url, tmp_path, pool=pool, n=1_000, python=oldest_python())
+def test_every_number_equals_the_truth_with_the_oldest_celery(valkey: RedisServer, tmp_path: Path) -> None:
+    compare(valkey.url, tmp_path, pool="prefork", n=1_000, python=oldest_python(), mute=MUTE_BEFORE_5_7)
+
+
+@pytest.mark.system
+def test_starts_that_the_oldest_celery_loses_in_its_threads_pool_are_reported(
+    valkey: RedisServer, tmp_path: Path
+) -> None:
+    """Its dispatcher clears a buffer that other threads append to: those events are lost inside the worker."""
+    compare(valkey.url, tmp_path, pool="threads", n=500, python=oldest_python(), lossy=True)
