@@ -1,8 +1,4 @@
-"""The outbox's reading end on one broker: batches are handed over, and acknowledged only once they were taken (edge).
-
-On Redis and Valkey the connection keeps its unacknowledged messages under keys of its own: with kombu's defaults it
-would sweep the user's, and run their tasks again.
-"""
+"""The outbox's reading end on one broker: batches are handed over, and acknowledged only once taken (edge)."""
 
 from __future__ import annotations
 
@@ -13,14 +9,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kombu import Consumer, Exchange, Queue
-from kombu.message import Message
+from kombu import Connection, Exchange, Queue
 
 from ..monitor.broker import BrokerConfig, connect, reason
 from . import failure
 from .batches import Batch, RejectedError, decode
+from .feeds import KEPT, Feed, Received, feed
 from .policy import backoff
-from .publisher import outbox_queue
 
 logger = logging.getLogger("celeryscope.alerter")
 
@@ -28,19 +23,7 @@ PREFETCH = 20
 """Messages that are held unacknowledged, and taken in one transaction, at most."""
 REJECTED_QUEUE = failure.QUEUE + ".rejected"
 REJECTED_KEPT = 100
-REJECTED_BYTES = 64 * 1024
 MEASURE_EVERY = 5.0
-_LINGER = 0.02
-_IDLE = 0.5
-_NOT_FOUND, _PRECONDITION_FAILED = 404, 406
-
-REDIS_OPTIONS = {
-    "unacked_key": "celeryscope.unacked",
-    "unacked_index_key": "celeryscope.unacked_index",
-    "unacked_mutex_key": "celeryscope.unacked_mutex",
-    "unacked_mutex_expire": 10,
-    "visibility_timeout": 60,
-}
 
 Take = Callable[[Sequence[Batch]], Sequence[Batch]]
 """Takes batches for good and returns those that cannot be taken ever; raises where none was taken."""
@@ -70,7 +53,6 @@ class OutboxConsumer:
         self._prefetch = prefetch
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celeryscope-outbox", daemon=True)
-        self._messages: list[Message] = []
         self._measured = 0.0
         self._failures = 0
         self._down_since: float | None = None
@@ -90,128 +72,81 @@ class OutboxConsumer:
         while not self._stopping.is_set():
             try:
                 self._consume()
-            except Exception as error:  # noqa: BLE001 - broker, store, or a message that kombu itself cannot read
+            except Exception as error:  # noqa: BLE001 - whatever a transport or the store raises
                 self._broken(error)
                 self._stopping.wait(backoff(self._failures, self._rng, 15.0))
 
     def _broken(self, error: Exception) -> None:
         self._failures += 1
         self.waiting = None
-        if isinstance(error, (ValueError, KeyError, TypeError)) and not isinstance(error, UnicodeError):
-            # kombu took something from the list that is no message; it is gone from there.
-            self._rejected("envelope")
-            logger.warning("%s: something in %s is no message and was skipped", self.config.label, failure.QUEUE)
-        elif self._down_since is None:
+        if self._down_since is None:
             self._down_since = self._clock()
             logger.warning("%s: failures cannot be fetched: %s", self.config.label, reason(error))
 
     def _consume(self) -> None:
-        options = REDIS_OPTIONS if self.config.connection().transport.driver_type == "redis" else {}
-        with self.config.connection(**options) as connection:
+        with self.config.connection() as connection:
             connect(connection)
-            self._messages = []
-            channel = self._declared(connection)
-            consumer = Consumer(
-                channel, [outbox_queue()], on_message=self._messages.append, auto_declare=False, no_ack=False
-            )
-            consumer.qos(prefetch_count=self._prefetch)
-            with consumer:
-                self._up()
+            source = feed(connection, self._prefetch)
+            try:
                 while not self._stopping.is_set():
-                    self._round(connection)
+                    self._round(connection, source)
+                    self._fine()
+            finally:
+                source.close()
 
-    def _declared(self, connection: Any) -> Any:
-        channel = connection.channel()
-        try:
-            outbox_queue()(channel).declare()
-        except connection.channel_errors as problem:
-            if getattr(problem, "reply_code", None) != _PRECONDITION_FAILED:
-                raise
-            # Another version of ours, or a policy, gave it other arguments: it will do.
-            channel = connection.channel()
-        return channel
-
-    def _up(self) -> None:
+    def _fine(self) -> None:
+        # Whatever was wrong is over only when a whole round went well.
+        self._failures = 0
         if self._down_since is not None:
             logger.warning("%s: back after %.0f s", self.config.label, self._clock() - self._down_since)
             self._down_since = None
 
-    def _round(self, connection: Any) -> None:
+    def _round(self, connection: Connection, source: Feed) -> None:
         if self._clock() - self._measured >= MEASURE_EVERY or self.waiting is None:
-            self._measure(connection)
-        self._drain(connection, _IDLE)
-        while self._messages and len(self._messages) < self._prefetch and self._drain(connection, _LINGER):
-            pass
-        if self._messages:
-            self._settle(connection)
+            self._measured = self._clock()
+            source.measure()
+        received = source.take(self._prefetch, self._stopping.wait)
+        self.waiting = source.waiting
+        if received:
+            self._settle(connection, received)
+            source.ack(received)
+            self.waiting = source.waiting = max(0, (source.waiting or 0) - len(received))
         elif not self.waiting:
             self.oldest = None
-        # Whatever was wrong is over only when a whole round went well.
-        self._failures = 0
 
-    def _drain(self, connection: Any, timeout: float) -> bool:
-        before = len(self._messages)
-        try:
-            connection.drain_events(timeout=timeout)
-        except TimeoutError:
-            connection.heartbeat_check()
-        return len(self._messages) > before
-
-    def _settle(self, connection: Any) -> None:
-        messages, self._messages[:] = list(self._messages), []
-        read: list[tuple[Message, Batch]] = []
-        aside: list[tuple[Message, RejectedError]] = []
-        for message in messages:
+    def _settle(self, connection: Connection, received: Sequence[Received]) -> None:
+        read: list[tuple[Received, Batch]] = []
+        aside: list[tuple[Received, RejectedError]] = []
+        for message in received:
             try:
-                read.append((message, decode(_body(message))))
+                if message.problem is not None:
+                    raise message.problem
+                read.append((message, decode(message.body)))
             except RejectedError as problem:
                 aside.append((message, problem))
         batches = [batch for _, batch in read]
         if batches:
             self.oldest = min((entry.first for batch in batches for entry in batch.entries), default=None)
             unusable = {id(batch) for batch in self._take(batches)}
-            aside += [(message, RejectedError("store", "")) for message, batch in read if id(batch) in unusable]
+            aside += [(message, RejectedError("store", "refused")) for message, batch in read if id(batch) in unusable]
         for message, refusal in aside:
             self._set_aside(connection, message, refusal)
-        for message in messages:
-            message.ack()
-        self.waiting = max(0, (self.waiting or 0) - len(messages))
 
-    def _measure(self, connection: Any) -> None:
-        self._measured = self._clock()
-        try:
-            with connection.channel() as channel:
-                self.waiting = _size(outbox_queue()(channel).queue_declare(passive=True))
-        except connection.channel_errors as error:
-            # On Redis an empty list is no list; elsewhere the queue has expired and must be made anew.
-            if getattr(error, "reply_code", None) != _NOT_FOUND or connection.transport.driver_type != "redis":
-                raise
-            self.waiting = 0
-
-    def _set_aside(self, connection: Any, message: Message, problem: RejectedError) -> None:
+    def _set_aside(self, connection: Connection, message: Received, problem: RejectedError) -> None:
         """Keep the start of an unreadable message in a queue of its own, as long as there is room."""
         self._rejected(problem.reason)
         logger.warning("%s: a message of %s was set aside: %s", self.config.label, failure.QUEUE, problem)
-        body = _body(message)
-        text = body[:REJECTED_BYTES].decode("utf-8", "replace")
-        note = {"reason": str(problem)[:500], "at": self._clock(), "bytes": len(body), "body": text}
+        text = message.body[:KEPT].decode("utf-8", "replace")
+        note = {"reason": str(problem)[:500], "at": self._clock(), "body": text}
         arguments = {"x-max-length": REJECTED_KEPT, "x-overflow": "drop-head"}
         queue = Queue(REJECTED_QUEUE, Exchange(""), REJECTED_QUEUE, durable=True, queue_arguments=arguments)
         try:
             with connection.channel() as channel:
-                if _size(queue(channel).queue_declare()) < REJECTED_KEPT:
+                declared: Any = queue(channel).queue_declare()
+                if declared.message_count < REJECTED_KEPT:
                     producer = connection.Producer(channel)
                     producer.publish(json.dumps(note), exchange="", routing_key=REJECTED_QUEUE, retry=False,
                                      content_type=failure.CONTENT_TYPE, content_encoding="utf-8")  # fmt: skip
         except connection.channel_errors as error:
             # Not allowed to make that queue: the count and the log line are what is left of it.
             logger.warning("%s: %s cannot be used: %s", self.config.label, REJECTED_QUEUE, reason(error))
-
-
-def _size(declared: Any) -> int:
-    return int(declared.message_count)
-
-
-def _body(message: Message) -> bytes:
-    body: Any = message.body
-    return body.encode("utf-8", "replace") if isinstance(body, str) else bytes(body or b"")
