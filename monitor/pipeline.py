@@ -113,6 +113,7 @@ class Pipeline:
         if observer is not None:
             self.workers.on_forgotten = observer.forget
         handlers: dict[str, Callable[[Any, float], None]] = {**self.tasks.handlers(), **self.workers.handlers()}
+        self.workers.holds_tasks = self.tasks.holds_tasks
         if ledger is not None:
             handlers.update(ledger.handlers())
             for kind in ("received", "started", "succeeded", "failed", "retried", "revoked"):
@@ -206,10 +207,10 @@ class Pipeline:
             sizes = (len(self.tasks.live), self.tasks.evicted)
             overflow = [((label,), n) for label, n in self.caps.overflow.items()]
             schedules = list(self.ledger.families()) if self.ledger is not None else []
-        topology = self._queues()[0] if self._queues is not None else None
+        topology, queues = self._queues() if self._queues is not None else (None, None)
         yield from self.tasks.rows.families(snapshot)
         yield from task_families(self.catalog, table)
-        yield from worker_families(self.catalog, hosts, topology)
+        yield from worker_families(self.catalog, hosts, topology, queues.queues if queues is not None else ())
         yield from schedules
         yield family(self.catalog, "celeryscope_events_total", counts)
         yield family(self.catalog, "celeryscope_task_table_size", [((), sizes[0])])

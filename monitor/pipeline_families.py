@@ -83,7 +83,7 @@ class HostFacts(NamedTuple):
     name: str
     up: bool
     lost: bool
-    active: int | None
+    active: int
     reserved: int
     load: float | None
     events_enabled: bool
@@ -104,12 +104,12 @@ def copy_hosts(workers: WorkerWatch) -> list[HostFacts]:
             host.name,
             host.up,
             host.lost,
-            host.active if host.up else 0,
+            (len(host.running) if host.active is None else host.active) if host.up else 0,
             max(0, host.reserved) if host.up else 0,
             host.load,
             host.trust.events_enabled,
             host.wedged,
-            host.trust.processed,
+            None if host.trust.shared else host.trust.processed,
             host.trust.missed,
             host.trust.missed_down,
             host.trust.untracked,
@@ -122,7 +122,7 @@ def copy_hosts(workers: WorkerWatch) -> list[HostFacts]:
 
 
 def worker_families(
-    catalog: Mapping[str, Metric], hosts: list[HostFacts], topology: Topology | None
+    catalog: Mapping[str, Metric], hosts: list[HostFacts], topology: Topology | None, queues: Iterable[str] = ()
 ) -> Iterable[Family]:
     """Turn the copied workers into families; pool and slots come from the topology, where one is known."""
     concurrency = topology.concurrency if topology is not None else {}
@@ -152,7 +152,7 @@ def worker_families(
     )
     yield family(catalog, "celery_workers", _states(hosts))
     if topology is not None:
-        yield from slot_families(topology, {h.name: h.active for h in hosts if h.up and h.active is not None})
+        yield from slot_families(topology, {h.name: h.active for h in hosts if h.up}, queues)
 
 
 def _states(hosts: list[HostFacts]) -> Samples:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from .catalog import METRICS, Metric
 from .facts import Family, Labels
-from .labels import LONGEST, UNKNOWN
+from .labels import LONGEST, OTHER, UNKNOWN
 
 T = TypeVar("T")
 COLLECTOR = "queues"
@@ -304,12 +304,15 @@ def collector_families(last: Pass | None, taken: float, problems: Mapping[str, i
     return families
 
 
-def slot_families(topology: Topology, active: Mapping[str, int]) -> Iterable[Family]:
+def slot_families(topology: Topology, active: Mapping[str, int], queues: Iterable[str] = ()) -> Iterable[Family]:
     """Return slots and busy slots per queue from `active` (executing tasks by worker; only live workers in it).
 
-    A worker that serves two queues counts in both. A worker whose queues or slots are unknown counts in none.
+    A worker that serves two queues counts in both. A worker whose queues or slots are unknown counts in none; those
+    of `queues` that nobody serves have no slots, which is claimed only when every worker that was asked has answered.
     """
     slots: Counter[str] = Counter()
+    if topology.taken and not topology.silent:
+        slots.update(dict.fromkeys((queue for queue in queues if queue not in {UNKNOWN, OTHER, DELAYED}), 0))
     busy: Counter[str] = Counter()
     for worker, running in active.items():
         capacity = topology.concurrency.get(worker)

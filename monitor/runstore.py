@@ -277,7 +277,16 @@ class RunStore:
     def redeem_orphans(self, run: Run, now: float) -> None:
         """A redelivery under the same id takes its orphans back: they are no longer without an heir."""
         for older in chain(run.previous):
-            if older.state == ORPHANED:
+    def holds_tasks(self, host: Host, now: float) -> bool:
+        """Tell whether a worker has received tasks that it could have started by now and did not."""
+        return host.reserved > 0 and any(
+            run.host is host and run.state == RECEIVED and run.eta <= now
+            for row in self.rows.all()
+            for run in row.waiting
+        )
+
+            gone = older.state == STARTED and older.host is not None and not older.host.up
+            if older.state == ORPHANED or gone:
                 self._leave(older)
                 older.state, older.outcome, older.ended_at = ENDED, SUPERSEDED, now
 
@@ -294,7 +303,8 @@ class RunStore:
     def end_silently(self, host: Host, at: float, excess: int) -> None:
         """End so many runs of a worker without an event.
 
-        Which ones nobody knows: first those of tasks that end like this often, then those that are old for their task.
+        Which ones nobody knows: first those from before a restart, then those of tasks that end like this often, then
+        those that are old for their task.
         """
         candidates = sorted((run for run in host.running if run.started_at <= at), key=_speaks_for_running)
         for run in candidates[:excess]:
@@ -352,14 +362,15 @@ class RunStore:
             run.row = Row(task, queue)
             self._held.append((now + HOLD, run))
         run.eta = eta
-        if hostname is not None:
+        if state == ORPHANED:
+            self.orphans[run] = None
+            run.host = self.workers.absent(hostname)
+        elif hostname is not None:
             run.host = host = self.workers.host(hostname)
             if state == RECEIVED:
                 host.reserved += 1
             elif state == STARTED:
                 host.running[run] = None
-        if state == ORPHANED:
-            self.orphans[run] = None
         self._open(run, self.live.get(uuid), None, now)
 
 
@@ -377,7 +388,5 @@ def _speaks_for_running(run: Run) -> tuple[float, float, float]:
     started = row.counts[r.STARTED] or 1
     histogram = row.histograms[r.RUNTIME_SUCCEEDED]
     finished = sum(histogram[:-1]) if histogram else 0
-    if not histogram or not finished:
-        return (-row.counts[r.SILENT_END] / started, 0.0, -run.started_at)
-    typical = histogram[-1] / finished
+    typical = histogram[-1] / finished if histogram and finished else 0.0
     return (-row.counts[r.SILENT_END] / started, typical, -run.started_at)

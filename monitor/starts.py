@@ -20,7 +20,8 @@ class Starts:
     """The account of one boot of a worker. Totals go on over boots; `processed` None is not known.
 
     `missed` are starts lost on the way, `missed_down` the part of them lost while the monitor was down. `untracked`
-    are starts that the worker counted although the connection was whole: tasks with `send_events=False`.
+    are starts that the worker counted although the connection was whole: tasks with `send_events=False`. `shared`:
+    several workers use the name (the last one's first event was heard at `mixed_at`), so nothing can be told.
     """
 
     __slots__ = (
@@ -32,6 +33,7 @@ class Starts:
         "judged_at",
         "missed",
         "missed_down",
+        "mixed_at",
         "processed",
         "settled",
         "shared",
@@ -52,6 +54,7 @@ class Starts:
         self.silent_streak = 0
         self.events_enabled = True
         self.shared = False
+        self.mixed_at = 0.0
         self.missed = 0
         self.missed_down = 0
         self.untracked = 0

@@ -24,9 +24,6 @@ logger = logging.getLogger(__name__)
 SKEW_WINDOW = 60.0
 """Seconds over which the least delayed heartbeat is looked for."""
 
-WEDGED_AFTER = 60.0
-"""Seconds without any task event, with messages waiting and slots free, after which a worker counts as wedged."""
-
 
 class Host:
     """One boot of a worker, as far as it was seen. Arrival times are by the monitor's clock."""
@@ -38,11 +35,13 @@ class Host:
         "clock",
         "down_at",
         "excess",
+        "first_at",
         "heartbeat_at",
         "info",
         "load",
         "lost",
         "mark",
+        "moved_at",
         "name",
         "pid",
         "pid_before",
@@ -64,6 +63,8 @@ class Host:
         self.up = True
         self.lost = False
         self.down_at = 0.0
+        self.first_at = 0.0
+        self.moved_at = 0.0
         self.heartbeat_at = 0.0
         self.task_at = 0.0
         self.pid = 0
@@ -103,7 +104,8 @@ class WorkerWatch:
 
     Args:
         caps: the label caps; over the cap of `worker` the longest dead are dropped, then `__other__` is used.
-        timeout: seconds of silence after which a worker is lost.
+        timeout: seconds of silence after which a worker is lost; also how long it may take no task, with messages
+            waiting and slots free, until it counts as wedged, and how long after its goodbye it may finish its runs.
         forget: seconds after which a worker that is gone is forgotten, long enough for every alert to fire.
     """
 
@@ -117,6 +119,7 @@ class WorkerWatch:
         self.on_forgotten: Callable[[str], None] = lambda *_: None
         self.silently_over: Callable[[Host, float, int], int] = lambda *_: 0
         self.end_silently: Callable[[Host, float, int], None] = lambda *_: None
+        self.holds_tasks: Callable[[Host, float], bool] = lambda *_: False
         self.gap_at = 0.0
         self.gap_was_down = False
         self._resumed_at = 0.0
@@ -139,6 +142,18 @@ class WorkerWatch:
             found = self.hosts.get(admitted)
             if found is None:
                 found = self.hosts[admitted] = Host(admitted)
+                # Many workers in one: none of their counts and process ids mean anything together.
+                found.trust.shared = admitted == OTHER
+        return found
+
+    def absent(self, name: str | None) -> Host | None:
+        """Return the boot on which a run of the state file was orphaned, without raising the dead."""
+        if name is None:
+            return None
+        found = self.hosts.get(name)
+        if found is None or found.up:
+            found = Host(name)
+            found.up = False
         return found
 
     def gap(self, now: float, *, down: bool = False) -> None:
@@ -152,7 +167,7 @@ class WorkerWatch:
         """A worker has started, or has connected to its broker again."""
         host = self.host(e.hostname)
         # Celery says `worker-online` after every reconnect, too. A Lamport clock never goes back in one process.
-        if host.pid and ((e.pid or 0) != host.pid or (e.clock or 0) < host.clock):
+        if host.pid and not host.trust.shared and ((e.pid or 0) != host.pid or (e.clock or 0) < host.clock):
             host = self._reboot(host, e.pid or 0, now)
         self._heard(host, e, now)
 
@@ -161,18 +176,20 @@ class WorkerWatch:
         host = self.host(e.hostname)
         if host.pid and e.pid and e.pid != host.pid:
             host = self.other_pid(host, e.pid, now)
-        if e.processed is not None and host.trust.processed is not None and e.processed < host.trust.processed:
+        trust = host.trust
+        fewer = e.processed is not None and trust.processed is not None and e.processed < trust.processed
+        # Two workers of one name take turns; once there is one left, it is a worker like any other again.
+        alone = host.name != OTHER and now - trust.mixed_at > self.timeout
+        if alone if trust.shared else fewer:
             host = self._reboot(host, e.pid or 0, now)
         self._heard(host, e, now)
 
     def offline(self, e: WorkerEvent, now: float) -> None:
-        """A worker says goodbye."""
+        """A worker says goodbye; in a warm shutdown it still finishes what it runs."""
         host = self.host(e.hostname)
         self._heard(host, e, now)
         host.trust.settle(host, self)
-        if host.up:
-            host.up, host.lost, host.down_at = False, False, now
-            self.on_gone(host, now)
+        host.up, host.lost, host.down_at = False, False, now
 
     def other_pid(self, host: Host, pid: int, now: float) -> Host:
         """Return the host for an event of another process under the same name: a restart, or a name used twice."""
@@ -184,7 +201,10 @@ class WorkerWatch:
                     host.name,
                 )
             host.trust.shared = True
-        return host if host.trust.shared else self._reboot(host, pid, now)
+        if not host.trust.shared:
+            return self._reboot(host, pid, now)
+        host.trust.mixed_at = now
+        return host
 
     def _heard(self, host: Host, e: WorkerEvent, now: float) -> None:
         host.pid = e.pid or host.pid
@@ -194,6 +214,9 @@ class WorkerWatch:
             host.skew_before, host.skew, host.skew_since = host.skew, offset, now
         elif host.skew is None or offset > host.skew:
             host.skew = offset
+        host.first_at = host.first_at or now
+        if e.processed is not None and host.trust.processed is not None and e.processed > host.trust.processed:
+            host.moved_at = now
         if e.active is not None:
             self._reconcile(host, max(0, e.active), e.timestamp)
         if e.loadavg:
@@ -209,7 +232,7 @@ class WorkerWatch:
 
         The heartbeat before this one is judged: end events that were under way then have arrived by now.
         """
-        if host.active is not None:
+        if host.active is not None and not host.trust.shared:
             over = self.silently_over(host, host.active_at, host.active)
             certain = min(over, host.excess)
             host.excess = over - certain
@@ -224,7 +247,7 @@ class WorkerWatch:
         self.on_gone(old, now)
         host = Host(old.name)
         host.pid, host.pid_before = pid, old.pid
-        host.heartbeat_at = host.task_at = now
+        host.heartbeat_at = old.heartbeat_at
         host.trust = old.trust.successor(now)
         if pid != old.pid:
             host.trust.begin(host, 0, 0.0)
@@ -239,32 +262,39 @@ class WorkerWatch:
             self._resumed_at = now
         forgotten = []
         for host in self.hosts.values():
-            heard = host.heard_at
             if host.up:
-                if now - max(heard, self._resumed_at) > self.timeout:
-                    host.up, host.lost, host.down_at = False, True, now
+                if now - max(host.heard_at, self._resumed_at) > self.timeout:
+                    # Without heartbeats an idle worker and a dead one are the same: it is not claimed to be lost.
+                    host.up, host.lost, host.down_at = False, host.heartbeat_at > 0, now
                     self.on_gone(host, now)
-            elif heard > host.down_at:
+            elif self._is_back(host):
                 host.up, host.lost = True, False
                 self.on_back(host)
             elif now - host.down_at > self.forget:
                 forgotten.append(host.name)
+            elif host.running and now - host.down_at > self.timeout:
+                self.on_gone(host, now)
         for name in forgotten:
-            self._forget(name)
+            self._forget(name, now)
+
+    @staticmethod
+    def _is_back(host: Host) -> bool:
+        # The tasks that a worker finishes after its goodbye end with an event; only a heartbeat says that it is back.
+        silent = host.lost or not host.heartbeat_at
+        return (host.heard_at if silent else host.heartbeat_at) > host.down_at
 
     def judge_wedged(self, waiting: Mapping[str, bool], slots: Mapping[str, int], now: float) -> None:
         """Find wedged workers. `waiting`: worker → do its queues hold messages; `slots`: worker → pool size."""
         for name, host in self.hosts.items():
-            silent = now - max(host.task_at, self._resumed_at) > WEDGED_AFTER
+            last = max(host.task_at, host.moved_at, host.first_at, self._resumed_at)
             alive = host.up and host.heartbeat_at > host.task_at and now - host.heartbeat_at < self.timeout
             free = host.active is not None and host.active < slots.get(name, 1)
-            if not (silent and alive and free and waiting.get(name, False)):
-                host.wedged = False
-            else:
-                host.wedged = host.trust.events_enabled
+            idle = now - last > self.timeout and alive and free and host.trust.events_enabled
+            # One that holds tasks back (rate limits) fetches no more of them: that is as it should be.
+            host.wedged = idle and waiting.get(name, False) and not self.holds_tasks(host, now)
 
-    def _forget(self, name: str) -> None:
-        del self.hosts[name]
+    def _forget(self, name: str, now: float) -> None:
+        self.on_gone(self.hosts.pop(name), now)
         self.caps.forget("worker", name)
         self.on_forgotten(name)
 
@@ -273,7 +303,7 @@ class WorkerWatch:
             (h for h in self.hosts.values() if not h.up and h.name != OTHER), key=lambda h: h.down_at, default=None
         )
         if dead is not None:
-            self._forget(dead.name)
+            self._forget(dead.name, dead.down_at)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -292,6 +322,8 @@ class WorkerWatch:
         """Take back what `dump` gave; starts that are missed from now on were missed while the monitor was down."""
         for saved in state:
             host = self.host(saved["name"])
+            if host.name == OTHER:
+                continue  # the cap has been lowered
             for key in _SAVED:
                 setattr(host, key, saved[key])
             host.info = tuple(saved["info"])

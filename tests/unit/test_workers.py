@@ -316,3 +316,193 @@ def test_starts_while_the_monitor_was_down_are_told_apart() -> None:
     beats(after, 4, processed=18)
     assert after.number(MISSED, "w1") == 10
     assert after.number("celery_worker_starts_missed_down_total", "w1") == 7
+
+
+# --- goodbyes, silence and names that are not what they seem ----------------------------------------------------------
+
+
+def start_one(story: Story, uuid: str = "id", host: str = "w1", pid: int = 1) -> None:
+    story.task("sent", uuid, "producer", name="t", queue="q", retries=0)
+    story.task("received", uuid, host, name="t", retries=0, pid=pid)
+    story.task("started", uuid, host, pid=pid)
+
+
+def test_what_ends_after_a_goodbye_neither_revives_the_worker_nor_is_orphaned() -> None:
+    """A warm shutdown, as Celery does it: goodbye first, then the ends of what was running."""
+    story = Story(worker_timeout=60)
+    story.worker("online", active=0, processed=0)
+    start_one(story)
+    story.wait(2)
+    story.worker("offline", active=1, processed=1)
+    story.wait(30)
+    assert story.number("celery_tasks_orphaned", "t", "q") == 0
+    story.task("succeeded", runtime=30.0)
+    story.wait(200)
+    assert (story.number(UP, "w1"), story.number(LOST, "w1")) == (0, 0)
+    assert story.number("celery_tasks_orphaned", "t", "q") == 0
+    assert story.number("celery_task_succeeded_total", "t", "q") == 1
+    story.worker("online", active=0, processed=0, pid=2)
+    assert story.number(UP, "w1") == 1
+
+
+def test_what_does_not_end_after_a_goodbye_is_orphaned_or_taken_back_by_a_redelivery() -> None:
+    story = Story(worker_timeout=60)
+    story.worker("online", active=0, processed=0)
+    start_one(story, "a")
+    start_one(story, "b")
+    story.worker("offline", active=2, processed=2)
+    story.task("received", "b", "w2", name="t", retries=0)
+    story.task("started", "b", "w2")
+    assert story.number("celery_tasks_running", "t", "q") == 2
+    for _ in range(40):
+        story.wait(2)
+        story.worker(host="w2", active=1, processed=1)
+    assert story.number("celery_tasks_orphaned", "t", "q") == 1
+    assert story.number("celery_tasks_running", "t", "q") == 1
+    assert story.number("celery_task_oldest_orphan_seconds", "t", "q") == pytest.approx(80, abs=2)
+
+
+def test_a_worker_without_heartbeats_falls_silent_but_is_not_claimed_to_be_lost() -> None:
+    story = Story(worker_timeout=10)
+    story.task("received", host="mute", name="t", retries=0)
+    story.wait(20)
+    assert (story.number(UP, "mute"), story.number(LOST, "mute")) == (0, 0)
+    story.task("received", "b", host="mute", name="t", retries=0)
+    story.wait(1)
+    assert story.number(UP, "mute") == 1
+
+
+def test_the_slots_of_a_worker_without_heartbeats_count_and_are_busy_by_events() -> None:
+    story = Story()
+    topology = Topology(1.0, {"w1": frozenset({"q"})}, {"w1": 4}, {"w1": "prefork"})
+    story.pipeline.watch_queues(lambda: (topology, QueueSnapshot(1.0, {})))
+    start_one(story, "a")
+    start_one(story, "b")
+    assert story.number("celery_worker_active_tasks", "w1") == 2
+    assert story.number("celery_queue_slots", "q") == 4
+    assert story.number("celery_queue_busy_slots", "q") == 2
+
+
+def test_a_queue_whose_workers_are_all_gone_has_no_slots_rather_than_no_series() -> None:
+    story = Story()
+    queues = {"q": QueueFacts(ready=3), "unknown": QueueFacts(unacked=1)}
+    topology = [Topology(1.0, {"w1": frozenset({"q"})}, {"w1": 4}, {"w1": "prefork"})]
+    story.pipeline.watch_queues(lambda: (topology[0], QueueSnapshot(1.0, queues)))
+    story.worker(active=1, processed=1)
+    assert story.number("celery_queue_slots", "q") == 4
+    story.worker("offline", active=0, processed=1)
+    assert story.number("celery_queue_slots", "q") == 0
+    topology[0] = Topology(2.0)
+    assert story.number("celery_queue_slots", "q") == 0
+    assert story.number("celery_queue_busy_slots", "q") == 0
+    assert story.number("celery_queue_slots", "unknown") is None
+    topology[0] = Topology(3.0, silent=frozenset({"w2"}))
+    assert story.number("celery_queue_slots", "q") is None
+
+
+def wedging(ready: int = 10) -> Story:
+    story = Story(worker_timeout=60)
+    topology = Topology(1.0, {"w1": frozenset({"q"})}, {"w1": 4}, {"w1": "prefork"})
+    story.pipeline.watch_queues(lambda: (topology, QueueSnapshot(1.0, {"q": QueueFacts(ready=ready)})))
+    story.wait(300)
+    return story
+
+
+def test_a_worker_that_has_just_come_is_not_wedged_before_it_had_time_to_take_anything() -> None:
+    story = wedging()
+    for _ in range(25):
+        story.worker(active=0, processed=0)
+        story.wait(2)
+        assert not story.number("celery_worker_wedged", "w1")
+    for _ in range(10):
+        story.worker(active=0, processed=0)
+        story.wait(2)
+    assert story.number("celery_worker_wedged", "w1") == 1
+
+
+def test_a_worker_that_holds_tasks_back_is_not_wedged() -> None:
+    """A rate limit: it has fetched what it may, and starts one an hour. An ETA in the future holds nobody back."""
+    story = wedging()
+    story.task("received", "limited", name="t", retries=0)
+    for _ in range(60):
+        story.worker(active=0, processed=0)
+        story.wait(2)
+    assert story.number("celery_worker_wedged", "w1") == 0
+    story = wedging()
+    story.task("received", "later", name="t", retries=0, eta="2100-01-01T00:00:00+00:00")
+    for _ in range(60):
+        story.worker(active=0, processed=0)
+        story.wait(2)
+    assert story.number("celery_worker_wedged", "w1") == 1
+
+
+def test_a_worker_whose_count_of_starts_grows_is_not_wedged() -> None:
+    """Tasks with `send_events=False`: no event tells of them, the worker's own count does."""
+    story = wedging()
+    for i in range(60):
+        story.worker(active=0, processed=2 if i > 40 else i > 10)
+        story.wait(2)
+        assert not (story.number("celery_worker_wedged", "w1") and i < 40)
+    assert story.number("celery_worker_wedged", "w1") == 0
+
+
+def test_two_workers_under_one_name_have_no_counts_until_one_is_left() -> None:
+    """Their counts take turns: neither a restart at each heartbeat, nor runs ended or orphaned, nor a loss."""
+    story = Story(worker_timeout=60)
+    for i in range(22):
+        if i == 2:
+            start_one(story, pid=10)
+        story.worker(active=i % 2, processed=1_000 if i % 2 else 1, pid=10 + i % 2)
+        story.wait(1)
+    assert story.number("celery_tasks_orphaned", "t", "q") == 0
+    assert story.number("celery_task_silent_end_total", "t", "q") == 0
+    assert story.number(MISSED, "w1") is None
+    assert story.number("celery_worker_processed_total", "w1") is None
+    for processed in range(1_000, 1_040):
+        story.worker(active=0, processed=processed, pid=11)
+        story.wait(2)
+    assert story.number("celery_worker_processed_total", "w1") == 1_039
+
+
+def test_the_workers_over_the_cap_are_not_restarted_at_each_others_events() -> None:
+    story = Story(caps={"worker": 1})
+    story.worker(host="w0", active=0, processed=0)
+    start_one(story, host="w1", pid=1)
+    for i in range(30):
+        story.worker(host=f"w{1 + i % 3}", active=0, processed=100 * (i % 3), pid=1 + i % 3)
+        story.wait(1)
+    assert story.number(UP, "__other__") == 1
+    assert story.number("celery_tasks_running", "t", "q") == 1
+    assert story.number("celery_worker_processed_total", "__other__") is None
+
+
+def restored(before: Story, **options: object) -> Story:
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(before.pipeline.dump(clean=True)))
+    after = Story(**options)
+    after.now, after.clock = before.now + 30, before.clock + 100
+    after.pipeline.load(state, after.now)
+    after.pipeline.connection(up=True, now=after.now)
+    return after
+
+
+def test_an_orphan_in_the_state_file_does_not_raise_its_worker_from_the_dead() -> None:
+    """An orphan outlives its forgotten worker; neither is that one lost once more after a restart of the monitor."""
+    story = Story(worker_timeout=60, forget_worker_after=300)
+    story.worker("online", active=0, processed=0)
+    start_one(story)
+    story.wait(400)
+    assert story.number(UP, "w1") is None
+    after = restored(story, worker_timeout=60)
+    after.wait(100)
+    assert after.number("celery_tasks_orphaned", "t", "q") == 1
+    assert after.number(LOST, "w1") is None
+    assert after.numbers("workers") == {}
+
+
+def test_a_lower_cap_than_that_of_the_state_file_is_taken() -> None:
+    story = Story()
+    for i in range(5):
+        story.worker(host=f"w{i}", active=0, processed=0)
+    after = restored(story, caps={"worker": 2}, worker_timeout=10, forget_worker_after=20)
+    after.wait(100)
+    assert after.number("celery_workers", "online") == 0
