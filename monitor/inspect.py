@@ -60,8 +60,10 @@ class Rounds:
         if self._asked_at is None or now - self._asked_at >= self._every:
             everybody = self._asked_at is None or not self._known
             self._asked_at = now
+            if everybody:
+                return []  # who is known already and does not answer will still be asked by name
             self._fresh.clear()
-            return [] if everybody else sorted(self._known)
+            return sorted(self._known)
         if self._again is not None and now >= self._again[0]:
             (_, again), self._again = self._again, None
             return again
@@ -77,6 +79,7 @@ class Rounds:
     def answered(self, asked: Sequence[str], answers: Iterable[str]) -> list[str]:
         """Note who answered; return the workers of which, after a long silence, nothing is known any more."""
         for worker in answers:
+            self._fresh.discard(worker)
             if worker in self._known or len(self._known) < MOST:
                 self._known[worker] = 0
         lapsed = []
@@ -97,11 +100,16 @@ class Inspector:
         self._rounds = rounds or Rounds()
         self._failing = False
 
-    def round(self, came: Iterable[str], went: Iterable[str], monotonic: float, now: float) -> bool:
-        """Take in who came and went, and ask where it is time; tell whether it was. Never raises."""
-        went = frozenset(went)
-        self._rounds.forget(went)
-        self._rounds.know(came, monotonic)
+    def round(
+        self, came: Iterable[str], went: Iterable[str], monotonic: float, now: float, *, again: Iterable[str] = ()
+    ) -> bool:
+        """Take in who came, went and was started again, and ask where it is time; tell whether it was. Never raises.
+
+        What is known of a worker that was started again holds until it has answered.
+        """
+        went, again = frozenset(went), frozenset(again)
+        self._rounds.forget(went | again)
+        self._rounds.know([*came, *again], monotonic)
         if went:
             self.topology = without(self.topology, went)
         asked = self._rounds.due(monotonic)

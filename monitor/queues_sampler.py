@@ -63,6 +63,7 @@ class QueueSampler:
         self._lock = threading.Lock()
         self._heard: set[str] = set()
         self._came: set[str] = set()
+        self._again: set[str] = set()
         self._went: set[str] = set()
 
     @property
@@ -80,18 +81,20 @@ class QueueSampler:
         with self._lock:
             self._heard.update(queue_names)
 
-    def know_workers(self, names: Iterable[str]) -> None:
-        """Take in workers that are alive; those not known yet are asked for their queues soon."""
+    def know_workers(self, names: Iterable[str], *, again: Iterable[str] = ()) -> None:
+        """Take in workers that are alive; those not known yet, or started `again`, are asked for their queues soon."""
         with self._lock:
             names = set(names)
             self._went -= names
             self._came |= names
+            self._again.update(again)
 
     def forget_workers(self, names: Iterable[str]) -> None:
         """Take out workers that are gone: they consume from nothing any more, and are asked anew when they return."""
         with self._lock:
             names = set(names)
             self._came -= names
+            self._again -= names
             self._went |= names
 
     def sample(self, now: float) -> None:
@@ -123,7 +126,8 @@ class QueueSampler:
         with self._lock:
             came, self._came = self._came, set()
             went, self._went = self._went, set()
-        asked = self._inspector.round(came, went, self._monotonic(), now)
+            again, self._again = self._again, set()
+        asked = self._inspector.round(came, went, self._monotonic(), now, again=again)
         if asked:
             self.know(name for names in self._inspector.topology.queues.values() for name in names)
         return asked

@@ -15,6 +15,7 @@ from .schedules import Ledger
 from .sources import Source
 
 if TYPE_CHECKING:
+from .queues import QueueSnapshot
     from .broker import BrokerConfig
     from .catalog import Metric
     from .events import Event
@@ -106,7 +107,7 @@ class BrokerWatch:
         self.pipeline.feed(events, now)
 
     def connection(self, up: bool, now: float) -> None:
-        """Pass on that events come, or stop coming."""
+        """Pass on that events come, or stop coming; the first time after a restart, workers are asked what they run."""
         self.pipeline.connection(up, now)
 
     def tick(self, now: float) -> None:
@@ -121,12 +122,10 @@ class BrokerWatch:
     def _tell_sampler(self) -> None:
         """Let the sampler know of the queues and workers that the events told of."""
         with self.pipeline.lock:
-            queues = {queue for name in self.pipeline.tasks.rows.names.values() for queue in name.rows}
-            workers = {host.name for host in self.pipeline.workers.up()}
-        self.sampler.know(queues - {UNKNOWN, OTHER})
-        self.sampler.know_workers(workers - self._workers)
-        self.sampler.forget_workers(self._workers - workers)
-        self._workers = workers
+            news = self._hearsay.look(self.pipeline.tasks)
+        self.sampler.know(news.queues)
+        self.sampler.know_workers(news.came, again=news.again)
+        self.sampler.forget_workers(news.went)
 
     # --- facts ------------------------------------------------------------------------------------------------------
 

@@ -353,3 +353,51 @@ def test_other_transports_tell_how_many_messages_wait_and_say_so(caplog):
         assert sum("cannot be known" in record.getMessage() for record in caplog.records) == 1
         queue.close()
     sampler.close()
+
+
+def test_a_worker_that_was_started_again_is_asked_anew_and_its_old_answer_holds_meanwhile():
+    asked = []
+
+    def ask(workers):
+        asked.append(workers)
+        return {"w1": Answer(frozenset({"a"}), 2 * len(asked), "prefork")}
+
+    inspector = Inspector(ask, Rounds(every=300, debounce=3))
+    inspector.round([], [], 0.0, 0.0)
+    inspector.round(["w1"], [], 1.0, 0.0)
+    assert not inspector.round([], [], 10.0, 0.0)
+    inspector.round([], [], 20.0, 0.0, again=["w1"])
+    assert inspector.topology.concurrency == {"w1": 2}
+    assert inspector.round([], [], 23.0, 0.0)
+    assert asked == [[], ["w1"]]
+    assert inspector.topology.concurrency == {"w1": 4}
+
+
+def test_who_is_known_before_the_first_question_and_does_not_answer_it_is_asked_by_name():
+    asked = []
+
+    def ask(workers):
+        asked.append(workers)
+        return {"w1": Answer(frozenset({"a"}))}
+
+    inspector = Inspector(ask, Rounds(every=300, debounce=3))
+    inspector.round(["w1", "w2"], [], 0.0, 0.0)
+    inspector.round([], [], 3.0, 0.0)
+    assert asked == [[], ["w2"]]
+    assert inspector.topology.silent == {"w2"}
+
+
+def test_restarted_workers_reach_the_inspector_through_the_sampler():
+    rounds = []
+
+    class Recorder(Inspector):
+        def round(self, came, went, monotonic, now, *, again=()):
+            rounds.append((set(came), set(went), set(again)))
+            return False
+
+    sampler = QueueSampler(Reader(), Recorder(lambda _: {}))
+    sampler.know_workers(["w1"], again=["w2", "w3"])
+    sampler.forget_workers(["w3"])
+    sampler.inspect(0.0)
+    sampler.inspect(0.0)
+    assert rounds == [({"w1"}, {"w3"}, {"w2"}), (set(), set(), set())]
