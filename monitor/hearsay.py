@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class News(NamedTuple):
-    """Queues that messages went to or came from, and workers that came, went, or were started again, since last time."""
+    """Queues that messages went to or came from, and workers that came, went or were started again, since last time."""
 
     queues: frozenset[str]
     came: frozenset[str]

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .facts import Buckets, Family, Labels
-from .labels import DEFAULT_CAPS, OTHER, UNKNOWN, Caps
+from .hearsay import Hearsay
+from .labels import DEFAULT_CAPS, Caps
 from .pipeline import Pipeline
 from .queues_sampler import QueueSamplerThread, open_sampler
 from .schedules import Ledger
 from .sources import Source
 
 if TYPE_CHECKING:
-from .queues import QueueSnapshot
     from .broker import BrokerConfig
     from .catalog import Metric
     from .events import Event
@@ -46,7 +46,7 @@ class BrokerWatch:
         self._observer = observer
         self._clock = clock
         self._told = 0.0
-        self._workers: set[str] = set()
+        self._hearsay = Hearsay()
         self.sampler = open_sampler(
             config,
             queues=settings.queue,
@@ -107,7 +107,7 @@ class BrokerWatch:
         self.pipeline.feed(events, now)
 
     def connection(self, up: bool, now: float) -> None:
-        """Pass on that events come, or stop coming; the first time after a restart, workers are asked what they run."""
+        """Pass on that events come, or stop coming."""
         self.pipeline.connection(up, now)
 
     def tick(self, now: float) -> None:
