@@ -200,6 +200,11 @@ MONITOR = (
     _gauge("celeryscope_event_lag_seconds", (), "Publish to processing of the monitor's latest echo event."),
     _gauge("celeryscope_connected", (), "1 while the monitor's own echo comes back over its subscription."),
     _counter("celeryscope_reconnects_total", (), "Times the event connection was made anew after an outage."),
+    _counter(
+        "celeryscope_task_outcomes_missed_total",
+        (),
+        "Tasks that ended while the monitor was down: known from before, gone after, and counted under no outcome.",
+    ),
     _counter("celeryscope_task_table_evicted_total", (), "Live tasks dropped because the task table was full."),
     _counter(
         "celeryscope_label_overflow_total",

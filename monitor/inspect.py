@@ -150,6 +150,29 @@ def asker(config: BrokerConfig, timeout: float = 2.0) -> Callable[[Sequence[str]
     return ask
 
 
+def tasks_held(config: BrokerConfig, timeout: float = 2.0) -> dict[str, frozenset[str]]:
+    """Return the ids of the tasks that each worker executes or holds ready, from those that answer within `timeout` s.
+
+    Raises:
+        Exception: whatever the transport raises; a broker without remote control gives no answers instead.
+    """
+    with config.connection() as connection:
+        if "fanout" not in connection.transport.implements.exchange_type:
+            return {}
+        connect(connection)
+        # In this order: what begins to run between the two is in both answers, not in neither.
+        reserved, active = (
+            _replies(connection, config.control_exchange, command, (), timeout) for command in ("reserved", "active")
+        )
+    # Both or none: what a worker did not say in full proves nothing.
+    return {worker: _ids(active[worker]) | _ids(reserved[worker]) for worker in active.keys() & reserved.keys()}
+
+
+def _ids(said: object) -> frozenset[str]:
+    requests = said if isinstance(said, list) else []
+    return frozenset(str(request["id"]) for request in requests if isinstance(request, dict) and "id" in request)
+
+
 def _replies(connection: Any, namespace: str, command: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
     """Send one command and collect the answers; kombu deletes the reply queue and its binding afterwards."""
     from kombu.pidbox import Mailbox

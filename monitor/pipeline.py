@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .guard import Guard
 from .labels import Caps
 from .pipeline_families import copy_hosts, copy_table, family, task_families, worker_families
+from .restored import Restored
 from .rows import Snapshot
 from .tasks import TaskTable
 from .workers import WorkerWatch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .events import Event
     from .facts import Family
     from .queues import QueueSnapshot, Topology
+    from .restored import Answers
     from .runstore import Observer
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ class Pipeline:
         self.ledger = ledger
         self.failures: Counter[str] = Counter()
         self.connected = False
+        self.restored: Restored | None = None
         self._clock = clock
         self._judged = 0.0
         self._was_down = False
@@ -110,10 +113,10 @@ class Pipeline:
         self.workers.on_back = self.tasks.worker_back
         self.workers.silently_over = self.tasks.silently_over
         self.workers.end_silently = self.tasks.end_silently
+        self.workers.holds_tasks = self.tasks.holds_tasks
         if observer is not None:
             self.workers.on_forgotten = observer.forget
         handlers: dict[str, Callable[[Any, float], None]] = {**self.tasks.handlers(), **self.workers.handlers()}
-        self.workers.holds_tasks = self.tasks.holds_tasks
         if ledger is not None:
             handlers.update(ledger.handlers())
             for kind in ("received", "started", "succeeded", "failed", "retried", "revoked"):
@@ -176,6 +179,13 @@ class Pipeline:
             self.workers.gap(now, down=self._was_down)
             self._was_down = False
 
+    def judge_restored(self, answers: Answers) -> None:
+        """Take out what was open before a restart and is over, as workers and queues say; a part of it each time."""
+        with self.lock:
+            if self.restored is not None:
+                self.restored.judge(answers)
+                self.restored = self.restored or None
+
     def lag(self, seconds: float, now: float) -> None:
         """Take note of the event lag; with much of it events may be dropped on the way."""
         if seconds > LAGGING:
@@ -204,7 +214,7 @@ class Pipeline:
             table = copy_table(self.tasks, now)
             hosts = copy_hosts(self.workers)
             counts = [((kind,), slot[0]) for kind, slot in self._slots.items()]
-            sizes = (len(self.tasks.live), self.tasks.evicted)
+            sizes = (len(self.tasks.live), self.tasks.evicted, self.tasks.unseen)
             overflow = [((label,), n) for label, n in self.caps.overflow.items()]
             schedules = list(self.ledger.families()) if self.ledger is not None else []
         topology, queues = self._queues() if self._queues is not None else (None, None)
@@ -215,6 +225,7 @@ class Pipeline:
         yield family(self.catalog, "celeryscope_events_total", counts)
         yield family(self.catalog, "celeryscope_task_table_size", [((), sizes[0])])
         yield family(self.catalog, "celeryscope_task_table_evicted_total", [((), sizes[1])])
+        yield family(self.catalog, "celeryscope_task_outcomes_missed_total", [((), sizes[2])])
         yield family(self.catalog, "celeryscope_label_overflow_total", overflow)
         failures = [((kind,), n) for kind, n in self.failures.items()]
         yield family(self.catalog, "celeryscope_events_malformed_total", failures)
@@ -245,6 +256,7 @@ class Pipeline:
             if state["rows"] is not None:
                 self.tasks.rows.load(state["rows"])
             self.tasks.load(state["runs"], now)
+            self.restored = Restored(self.tasks, now)
             for kind, n in (state["events"] or {}).items():
                 self._slots.setdefault(kind, [0, lambda *_: None])[0] += n
             if self.ledger is not None and state["ledger"] is not None:

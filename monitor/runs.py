@@ -8,6 +8,7 @@ doubled events are told from new ones. Only an event equal in host, clock and ti
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -29,6 +30,7 @@ LONGEST_CHAIN = 8
 
 SUPERSEDED = "superseded"
 SILENT = "silent"
+UNSEEN = "unseen"
 EXPIRED = "expired"
 NOT_AN_END = frozenset({"retried", "requeued", SUPERSEDED, EXPIRED})
 """Outcomes after which more may be heard of the same id: it runs again, or a worker meets the expired message."""
@@ -152,8 +154,17 @@ def for_end(head: Run | None, host: Host, e: TaskEvent, outcome: str) -> Run | N
     if open_here is not None:
         return open_here
     if over is not None and over.outcome not in NOT_AN_END:
-        if over.outcome == SILENT:
+        if over.outcome in (SILENT, UNSEEN):
             return over
         raise Duplicate
     # The next attempt is published before `task-retried`: a waiting retry is not what has just been retried.
     return None if waiting is not None and outcome == "retried" and waiting.retries > 0 else waiting
+
+
+def parse_eta(eta: str) -> float:
+    """Return an ETA (ISO 8601, UTC where it names no zone) as unix time; 0 where it cannot be read."""
+    try:
+        when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

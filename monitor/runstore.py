@@ -6,7 +6,6 @@ Pure, like the task table that is built on it: time is a parameter.
 from __future__ import annotations
 
 from collections import deque
-from datetime import datetime, timezone
 from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,10 +22,12 @@ from .runs import (
     STARTED,
     SUPERSEDED,
     UNKNOWN_RETRIES,
+    UNSEEN,
     WAITING,
     Run,
     chain,
     link,
+    parse_eta,
 )
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class RunStore:
         self.live: dict[str, Run] = {}
         self.orphans: dict[Run, None] = {}
         self.evicted = 0
+        self.unseen = 0
+        self.restored_at = 0.0
         self.observer: Observer | None = None
         self._done: dict[str, Run] = {}
         self._done_before: dict[str, Run] = {}
@@ -274,9 +277,6 @@ class RunStore:
             run.state = STARTED
             host.running[run] = None
 
-    def redeem_orphans(self, run: Run, now: float) -> None:
-        """A redelivery under the same id takes its orphans back: they are no longer without an heir."""
-        for older in chain(run.previous):
     def holds_tasks(self, host: Host, now: float) -> bool:
         """Tell whether a worker has received tasks that it could have started by now and did not."""
         return host.reserved > 0 and any(
@@ -285,6 +285,9 @@ class RunStore:
             for run in row.waiting
         )
 
+    def redeem_orphans(self, run: Run, now: float) -> None:
+        """A redelivery under the same id takes its orphans back: they are no longer without an heir."""
+        for older in chain(run.previous):
             gone = older.state == STARTED and older.host is not None and not older.host.up
             if older.state == ORPHANED or gone:
                 self._leave(older)
@@ -306,15 +309,25 @@ class RunStore:
         Which ones nobody knows: first those from before a restart, then those of tasks that end like this often, then
         those that are old for their task.
         """
-        candidates = sorted((run for run in host.running if run.started_at <= at), key=_speaks_for_running)
+        candidates = sorted(
+            (run for run in host.running if run.started_at <= at),
+            key=lambda run: (run.since >= self.restored_at, *_speaks_for_running(run)),
+        )
         for run in candidates[:excess]:
-            self._leave(run)
-            run.state, run.outcome, run.ended_at = ENDED, SILENT, at
-            if run.row.late_ends:
-                run.row.late_ends -= 1  # one that was counted as silent had ended with an event after all
-            else:
-                run.row.counts[r.SILENT_END] += 1
-            self._close(run.uuid, self.live.get(run.uuid) or run)
+            self.end_unheard(run, at)
+
+    def end_unheard(self, run: Run, at: float) -> None:
+        """End a run without an event: a silent end, or one that fell into the time that the monitor was down."""
+        self._leave(run)
+        run.state, run.outcome, run.ended_at = ENDED, SILENT, at
+        if run.since < self.restored_at:
+            run.outcome = UNSEEN
+            self.unseen += 1
+        elif run.row.late_ends:
+            run.row.late_ends -= 1  # one that was counted as silent had ended with an event after all
+        else:
+            run.row.counts[r.SILENT_END] += 1
+        self._close(run.uuid, self.live.get(run.uuid) or run)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -372,15 +385,6 @@ class RunStore:
             elif state == STARTED:
                 host.running[run] = None
         self._open(run, self.live.get(uuid), None, now)
-
-
-def parse_eta(eta: str) -> float:
-    """Return an ETA (ISO 8601, UTC where it names no zone) as unix time; 0 where it cannot be read."""
-    try:
-        when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
-        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
-    except (ValueError, OverflowError):
-        return 0.0
 
 
 def _speaks_for_running(run: Run) -> tuple[float, float, float]:

@@ -26,8 +26,9 @@ from .runs import (
     for_sent,
     for_started,
     link,
+    parse_eta,
 )
-from .runstore import RunStore, parse_eta
+from .runstore import RunStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .broker import reason
 from .facts import Buckets, Family, Labels
 from .hearsay import Hearsay
+from .inspect import tasks_held
 from .labels import DEFAULT_CAPS, Caps
 from .pipeline import Pipeline
+from .queues import QueueSnapshot
 from .queues_sampler import QueueSamplerThread, open_sampler
+from .restored import Answers
 from .schedules import Ledger
 from .sources import Source
 
@@ -22,7 +28,13 @@ if TYPE_CHECKING:
     from .runstore import Observer
     from .settings import MonitorSettings
 
+logger = logging.getLogger(__name__)
+
 TELL_EVERY = 2.0
+SAMPLE_PATIENCE = 15.0
+"""Seconds that the question after a restart waits for a sample of the queues."""
+LATE = 5.0
+"""Seconds after the workers' answers in which the events of what ended just before will have come."""
 
 Sample = tuple[Labels, "float | Buckets"]
 
@@ -47,6 +59,9 @@ class BrokerWatch:
         self._clock = clock
         self._told = 0.0
         self._hearsay = Hearsay()
+        self._answers: Answers | None = None
+        self._asking = threading.Thread(target=self._ask, name="celeryscope-ask", daemon=True)
+        self._stopping = threading.Event()
         self.sampler = open_sampler(
             config,
             queues=settings.queue,
@@ -96,6 +111,7 @@ class BrokerWatch:
 
     def stop(self) -> None:
         """Stop the threads within about a second; one that waits for a broker ends by itself."""
+        self._stopping.set()
         self._sampling.stop(timeout=0)  # both are told before either is waited for
         self.source.stop(timeout=0.7)
         self._sampling.stop(timeout=0.1)
@@ -107,8 +123,10 @@ class BrokerWatch:
         self.pipeline.feed(events, now)
 
     def connection(self, up: bool, now: float) -> None:
-        """Pass on that events come, or stop coming."""
+        """Pass on that events come, or stop coming; the first time after a restart, workers are asked what they run."""
         self.pipeline.connection(up, now)
+        if up and self.pipeline.restored and self._asking.ident is None:
+            self._asking.start()
 
     def tick(self, now: float) -> None:
         """Let time pass, and tell the pipeline of the lag: with much of it events get lost on the way."""
@@ -118,6 +136,23 @@ class BrokerWatch:
         if now - self._told >= TELL_EVERY:
             self._told = now
             self._tell_sampler()
+        if self._answers is not None and now - self._answers.asked_at >= LATE:
+            self.pipeline.judge_restored(self._answers)
+
+    def _ask(self) -> None:
+        """Find out, once, which of the tasks from before the restart are still there: in a queue or in a worker."""
+        since, deadline = self._clock(), time.monotonic() + SAMPLE_PATIENCE
+        while self.sampler.snapshot.taken <= since and time.monotonic() < deadline:
+            if self._stopping.wait(0.2):
+                return
+        snapshot = self.sampler.snapshot
+        asked_at = self._clock()
+        try:
+            tasks = tasks_held(self.config)
+        except Exception as error:  # noqa: BLE001 - whatever a transport raises: heartbeats will tell, later
+            logger.warning("workers cannot be asked for the tasks from before the restart: %s", reason(error))
+            return
+        self._answers = Answers(asked_at, tasks, snapshot if snapshot.taken > since else QueueSnapshot())
 
     def _tell_sampler(self) -> None:
         """Let the sampler know of the queues and workers that the events told of."""

@@ -1,0 +1,79 @@
+"""Runs that were open before a restart, held against what workers and queues say now: which of them are over.
+
+Pure. What ended while the monitor was down has an outcome that nobody counted: such runs are taken out of the table and
+are counted as just that, and not as successes, failures or silent ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, NamedTuple
+
+from .runs import ENDED, ORPHANED, RECEIVED, STARTED, WAITING, Run, chain
+
+if TYPE_CHECKING:
+    from .queues import QueueFacts, QueueSnapshot
+    from .runstore import RunStore
+
+SKEW = 60.0
+"""Seconds by which producers' clocks may disagree before a message is thought to have left its queue too early."""
+AT_ONCE = 5_000
+"""Runs judged in one go: other events must not wait long for the lock."""
+
+
+class Answers(NamedTuple):
+    """What was found out once events came in again; `queues` were looked at before the workers were asked.
+
+    Attributes:
+        asked_at: unix time by the monitor's clock.
+        tasks: for each worker that answered, the ids of the tasks that it executes or holds ready to be executed.
+        queues: the newest sample, or an empty one where there is none.
+    """
+
+    asked_at: float
+    tasks: Mapping[str, AbstractSet[str]]
+    queues: QueueSnapshot
+
+
+class Restored:
+    """The open runs of a table that was just loaded, until they are judged; belongs under the table's lock."""
+
+    def __init__(self, table: RunStore, now: float) -> None:
+        table.restored_at = now
+        self._table = table
+        self._runs = [run for head in table.live.values() for run in chain(head) if run.state not in (ENDED, ORPHANED)]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def judge(self, answers: Answers) -> None:
+        """Judge the next few runs by the same answers each time; `len` says how many are left."""
+        runs, self._runs = self._runs[:AT_ONCE], self._runs[AT_ONCE:]
+        held = frozenset().union(*answers.tasks.values())
+        since = self._table.restored_at
+        complete = all(host.name in answers.tasks for host in self._table.workers.up() if host.heard_at > since)
+        for run in runs:
+            # What an event has moved since is as that event says.
+            if run.since < since and self._is_over(run, answers, held, complete):
+                self._table.end_unheard(run, answers.asked_at)
+
+    def _is_over(self, run: Run, answers: Answers, held: AbstractSet[str], complete: bool) -> bool:
+        if run.state == STARTED:
+            tasks = answers.tasks.get(run.host.name) if run.host is not None else None
+            return tasks is not None and run.uuid not in tasks
+        if run.state not in (WAITING, RECEIVED) or run.uuid in held or run.eta > answers.asked_at:
+            return False
+        facts = answers.queues.queues.get(run.row.queue)
+        if run.state == RECEIVED:
+            answered = run.host is not None and run.host.name in answers.tasks
+            # A worker that stops puts what it held back into the queue.
+            return answered and (facts is None or not _may_hold(facts, run))
+        return complete and facts is not None and not _may_hold(facts, run)
+
+
+def _may_hold(facts: QueueFacts, run: Run) -> bool:
+    """Whether the run's message may still lie in the queue: it is not empty, and nothing younger is its oldest one."""
+    if facts.ready == 0:
+        return False
+    return facts.oldest_at is None or max(run.available_at, run.eta) >= facts.oldest_at - SKEW
