@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from celeryscope.alerts.settings import AlerterSettings
 from celeryscope.exporters.status import StatusSettings
 from celeryscope.monitor.catalog import METRICS, Metric
 from celeryscope.monitor.configuration import PREFIX, Settings, flag_of, option_of
@@ -114,7 +115,11 @@ def _buckets() -> Iterator[str]:
             yield f"| `{metric.name}` | {', '.join(f'{bound:g}' for bound in metric.buckets)} |"
 
 
-COMMANDS: dict[str, type[Settings]] = {"monitor": MonitorSettings, "status": StatusSettings}
+COMMANDS: dict[str, type[Settings]] = {
+    "monitor": MonitorSettings,
+    "alerter": AlerterSettings,
+    "status": StatusSettings,
+}
 """Whose settings are on the page; every command with settings is one more entry."""
 
 CONFIGURATION = f"""\
@@ -180,14 +185,17 @@ def _settings() -> Iterator[str]:
         for name, info in settings.model_fields.items():
             option = option_of(info)
             flags = ", ".join(f"`{flag}`" for flag in (option.short, flag_of(name, info)) if flag)
-            metavar = f" `{option.metavar}`" if option.metavar else ""
+            if info.annotation is not bool:
+                flags += f" `{option.metavar}`"
             keys = ", ".join(f"`{key}`" for key in (name, option.table and f"[{option.table}]") if key)
             default = default_text(info)
             secret = " *secret*" if option.secret else ""
             meaning = (info.description or "").replace("|", "\\|")
             variable = f"`{PREFIX}{name.upper()}`{secret}"
+            if info.annotation is not bool and not option.metavar:
+                flags = variable = ""  # tables have no form on a command line
             shown = f"`{default}`" if default else ""
-            yield f"| {flags}{metavar} | {variable} | {keys} | {shown} | {meaning} |"
+            yield f"| {flags} | {variable} | {keys} | {shown} | {meaning} |"
 
 
 # Each page and what makes it. A page that another part of celeryscope describes is one more line here.

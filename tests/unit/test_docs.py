@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from celeryscope import cli
 from celeryscope.monitor.catalog import METRICS
 from helpers import ROOT
 
@@ -57,6 +58,15 @@ def test_every_page_is_in_the_index():
 def test_every_metric_is_in_the_reference(generate: ModuleType):
     rows = re.findall(r"^\| `(\w+)` \| (?:counter|gauge|histogram) \|", generate.metrics_page(), re.MULTILINE)
     assert rows == list(METRICS)
+
+
+def test_every_setting_of_every_command_is_in_the_reference(generate: ModuleType):
+    page = generate.configuration_page()
+    for where in cli.SETTINGS:
+        settings = cli._resolve(where)
+        section = page.split(f"## celeryscope {settings.section}\n", 1)[1].split("\n## ", 1)[0]
+        rows = re.findall(r"^\|[^|]*\|[^|]*\| `(\w+)`", section, re.MULTILINE)
+        assert rows == list(settings.model_fields)
 
 
 def test_a_stale_page_fails_the_check_and_is_written_anew(generate: ModuleType, tmp_path: Path, capsys):
