@@ -124,7 +124,10 @@ class Alerter:
         self.database.close()
 
     def _take(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        refused = self.intake.take(batches, self.clock())
+        try:
+            refused = self.intake.take(batches, self.clock())
+        except SQLAlchemyError as error:
+            raise StoreError(f"the incident store cannot be used: {_brief(error)}") from None
         dropped = sum(batch.dropped for batch in batches)
         if dropped:
             logger.warning("workers dropped %d messages of failures: the outbox was full", dropped)

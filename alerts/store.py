@@ -265,12 +265,16 @@ def _private_file(path: Path) -> None:
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         # Kept open: whenever the last connection closes, SQLite empties and removes its log, at the price of syncs.
-        engine = sa.create_engine(url, pool_size=4, connect_args={"timeout": 30.0, "check_same_thread": False})
+        engine = sa.create_engine(
+            url, pool_size=4, connect_args={"timeout": 30.0, "check_same_thread": False}, hide_parameters=True
+        )
         sa.event.listen(engine, "connect", _sqlite_connected)
         sa.event.listen(engine, "begin", _sqlite_begin)
         return engine
     options = {"connect_timeout": 10, "application_name": "celeryscope alerter"}
-    return sa.create_engine(url, pool_pre_ping=True, pool_size=3, max_overflow=2, connect_args=options)
+    return sa.create_engine(
+        url, pool_pre_ping=True, pool_size=3, max_overflow=2, connect_args=options, hide_parameters=True
+    )
 
 
 def _sqlite_connected(connection: Any, _record: Any) -> None:

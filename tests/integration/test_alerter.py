@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import signal
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ from celeryscope.alerts.successes import SuccessWatch
 from celeryscope.demo.inbox import DOWN, LOST_ANSWER, TOKEN, Inbox
 from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.sources import Source
-from helpers import Process, eventually, running, worker_argv
+from helpers import Process, RedisServer, eventually, running, worker_argv
 from kombu import Connection
 from pydantic import SecretStr
 
@@ -131,6 +132,36 @@ def test_unreadable_messages_are_set_aside_and_the_rest_is_told(valkey, inbox, t
     assert kept["envelope"]["body"] == "no message"
     assert alerter.intake.results["rejected"] == 5
     assert alerter.intake.results["notified"] == 1
+
+
+def test_while_the_store_cannot_be_written_failures_wait_on_the_broker(valkey, inbox, tmp_path, caplog):
+    """And nothing is lost or counted twice when it can be again."""
+    alerter = in_process(tmp_path, valkey.url, inbox)
+    with redis.Redis.from_url(valkey.url) as client, started(alerter):
+        with sqlite3.connect(tmp_path / "incidents.db") as file:
+            file.execute("ALTER TABLE celeryscope_batches RENAME TO away")
+        publish(valkey.url, [batch(entry(count=7, message="sesame"))])
+        eventually(lambda: "incident store cannot be used" in caplog.text)
+        eventually(lambda: client.llen(QUEUE) == 1)
+        with sqlite3.connect(tmp_path / "incidents.db") as file:
+            file.execute("ALTER TABLE away RENAME TO celeryscope_batches")
+        file.close()
+        eventually(lambda: inbox.top() and told(inbox.top()[0]) == 7, 40)
+        assert "sesame" not in caplog.text
+
+
+def test_it_outlives_a_broker_that_goes_and_comes_back(inbox, tmp_path, caplog):
+    server = RedisServer(tmp_path)
+    with started(in_process(tmp_path, server.url, inbox)) as alerter:
+        eventually(lambda: alerter.consumers[0].waiting == 0)
+        server.stop()
+        eventually(lambda: "failures cannot be fetched" in caplog.text)
+        eventually(lambda: alerter.consumers[0].waiting is None)
+        server.start()
+        publish(server.url, [batch(entry())])
+        eventually(lambda: len(inbox.top()) == 1, 40)
+    server.stop()
+    assert sum("failures cannot be fetched" in record.message for record in caplog.records) == 1
 
 
 def test_the_users_unacknowledged_tasks_are_left_alone(valkey, inbox, tmp_path):
