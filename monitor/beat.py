@@ -7,6 +7,7 @@ thread it never talks to a broker or a database.
 from __future__ import annotations
 
 import functools
+import itertools
 import socket
 import threading
 import time
@@ -252,15 +253,18 @@ class Probe:
             return
         self._seen = read
         schedule = read if type(read) is dict else dict(read)
-        for name, entry in schedule.items():
-            if len(self.unknown_due) >= UNKNOWN_LOOKED_AT:
-                break
-            if entries.kind_of(getattr(entry, "schedule", None)) == "unknown":
-                # A schedule of the user's own may be bound to this thread.
-                self._note_unknown(entries.wire_name(name), entries.due(entry, None, self.clock()))
+        rules = {type(rule): rule for rule in (getattr(entry, "schedule", None) for entry in schedule.values())}
+        if any(entries.kind_of(rule) == "unknown" for rule in rules.values()):
+            self._look_at_unknown(schedule)
         self.schedule = schedule
         self.reports.schedule_changed()
         self.sender.put(None)
+
+    def _look_at_unknown(self, schedule: dict[str, Any]) -> None:
+        """Ask schedules of the user's own when they are due; they may be bound to this thread."""
+        unknown = (n for n, e in schedule.items() if entries.kind_of(getattr(e, "schedule", None)) == "unknown")
+        for name in itertools.islice(unknown, UNKNOWN_LOOKED_AT):
+            self._note_unknown(entries.wire_name(name), entries.due(schedule[name], None, self.clock()))
 
     def leader(self) -> bool | None:
         """Tell whether this beat dispatches; None where its scheduler knows of no others."""

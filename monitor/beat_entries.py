@@ -5,6 +5,7 @@ Runs inside the user's beat process. Knows the schedule classes by their names a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
@@ -42,7 +43,12 @@ def wire_name(name: object) -> str:
 
 def kind_of(schedule: object) -> str:
     """Return the kind of exactly Celery's and django-celery-beat's own classes; a subclass may mean anything."""
-    cls = type(schedule)
+    cls: Any = type(schedule)
+    return _kind(cls)
+
+
+@functools.lru_cache(maxsize=256)
+def _kind(cls: Any) -> str:
     return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}", "unknown")
 
 

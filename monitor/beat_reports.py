@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 HEARTBEAT = 10.0
 REPEATED = 4
 """A heartbeat repeats what changed in the last three, and in one more that a change may just have missed."""
+FULL_EVERY = 6
+"""Every so many heartbeats one holds all entries ever dispatched: whoever missed much is up to date in a minute."""
 TOTALS = 1_000
 """Most entries in one heartbeat; one that has to leave some out says so."""
 PART = 100
@@ -104,7 +106,9 @@ class Reports:
         now = probe.clock()
         busy = probe.busy
         probe.beats += 1
-        changed = {name: count for name, count in list(probe.counts.items()) if count.changed >= probe.beats - REPEATED}
+        full = probe.beats % FULL_EVERY == 0
+        counts = list(probe.counts.items())
+        changed = {name: count for name, count in counts if full or count.changed >= probe.beats - REPEATED}
         complete = len(changed) <= TOTALS
         if not complete:
             changed = dict(list(changed.items())[:TOTALS])
@@ -118,6 +122,7 @@ class Reports:
             "uuids": {name: c.uuid for name, c in changed.items() if c.uuid},
             "firsts": {name: c.first for name, c in changed.items() if c.born >= probe.beats - REPEATED},
             "complete": complete,
+            "full": full,
         }
 
     def dispatch(

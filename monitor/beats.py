@@ -82,7 +82,7 @@ class Boot:
             return
         known = 0 if self.seq is None else self.seq
         in_reach = e.seq - known <= LISTED_AGAIN and (self.synced or self.seq is None)
-        self.synced = in_reach and e.complete
+        self.synced = (in_reach or e.full) and e.complete
         self.seq = max(e.seq, known)
         if self.synced and e.asof is not None:
             self.confirmed = max(e.asof, self.confirmed or 0.0)
@@ -162,6 +162,9 @@ class BeatApp:
             if boot.name == self.led_by:
                 self.unsure = False  # the very process we knew: its counts tell all that happened meanwhile
             self.forgive(boot, now)
+            before = self.boots.get(self.led_by, boot)
+            if before is not boot:
+                self.doubt(before)
             self.led_by = boot.name
         return boot
 
@@ -171,6 +174,12 @@ class BeatApp:
             for chain in self.chains.values():
                 chain.forgive(moment - boot.skew.seconds)
             self.unsure = False
+
+    def doubt(self, boot: Boot) -> None:
+        """Where not all that a beat did is known, and it will not tell any more, judge nothing that was due by then."""
+        if not boot.synced:
+            for chain in self.chains.values():
+                chain.forgive(boot.last_heard - boot.skew.seconds)
 
     def leaders(self, now: float, hearing_since: float) -> list[Boot]:
         """Return the beats that dispatch now; of beats that followed one another only the last."""

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .slots import UNKNOWN_SLOTS, Slots, build
+from .slots import INSTANT, UNKNOWN_SLOTS, Slots, build
 
 if TYPE_CHECKING:
     from .facts import Buckets
@@ -206,7 +206,7 @@ class Chain:
         if self.due is None:
             return None
         count, due = self.slots.missed(self.due, r.sent)
-        served = due if due <= r.sent else None
+        served = due if due <= r.sent + INSTANT else None
         if attempts > 1 and self.slots.calendar:
             count = max(0, count + (served is not None) - attempts)
         elif attempts > 1:

@@ -129,6 +129,7 @@ class BeatEvent(Struct, kw_only=True):
     firsts: dict[str, Seconds] | None = None
     asof: Seconds | None = None
     complete: bool = True
+    full: bool = False
     hides: bool = False
     listing: Count = 0
     part: Count = 1

@@ -262,7 +262,7 @@ class Ledger:
             self._judge(app, now)
 
     def _judge(self, app: BeatApp, now: float) -> None:
-        last = app.latest()
+        last, was_dead = app.latest(), app.dead
         app.dead = not app.leaders(now, self.hearing_since)
         heard = max((boot.last_heard for boot in app.boots.values()), default=now)
         if now - heard > FORGET_AFTER:
@@ -272,6 +272,8 @@ class Ledger:
             return
         if app.dead and last is not None:
             app.forgive(last, self.hearing_since)
+            if not was_dead:
+                app.doubt(last)
             moment = now - last.skew.seconds - REPORTED_WITHIN
             for chain in app.chains.values():
                 chain.confirm(moment)

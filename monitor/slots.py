@@ -14,6 +14,9 @@ from celery.schedules import crontab, schedule, solar
 WALK = 2_000
 """Most slots of a calendar schedule that are looked at in one go: a minutely entry's day and a half."""
 
+INSTANT = 1e-6
+"""Seconds to which Celery's datetimes are exact: a slot may be served that much before its time."""
+
 _OFFSET = re.compile(r"(?:UTC)?([+-])(\d\d):?(\d\d)")
 
 
@@ -33,6 +36,7 @@ class Slots:
     def missed(self, due: float, horizon: float) -> tuple[int, float]:
         """Count the slots from `due` on whose successor was due by `horizon` too; also return the slot then open."""
         count = 0
+        horizon += INSTANT
         following = self.after(due)
         while following is not None and due < following <= horizon and count < WALK:
             count, due = count + 1, following
@@ -74,7 +78,7 @@ class Calendar(Slots):
         """Return the first slot after `moment`; None where Celery finds none (a day that does not exist)."""
         try:
             self._moment = datetime.fromtimestamp(moment, self._zone)
-            slot = moment + self._rule.remaining_estimate(self._moment).total_seconds()
+            slot = self._moment.timestamp() + self._rule.remaining_estimate(self._moment).total_seconds()
         except Exception:  # noqa: BLE001 - ephem, dateutil and Celery each have errors of their own for "never"
             return None
         return slot if slot > moment else None

@@ -1,0 +1,147 @@
+"""Real beats on a real broker, a worker that writes the truth down, and ledgers that hear of them over pub/sub."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+from celeryscope.monitor.catalog import METRICS
+from celeryscope.monitor.events import BeatEvent, Decoder, TaskEvent
+from celeryscope.monitor.labels import Caps
+from celeryscope.monitor.schedules import Ledger
+from helpers import Process, RedisServer
+
+HERE = Path(__file__).resolve().parent / "integration"
+SCHEDULERS = {
+    "persistent": [],
+    "redbeat": ["-S", "redbeat.RedBeatScheduler"],
+    "django": ["-S", "django_celery_beat.schedulers:DatabaseScheduler"],
+}
+
+
+class Ear:
+    """One monitor's ledger, hard of hearing if asked to be."""
+
+    def __init__(self, loss: float = 0.0) -> None:
+        self.ledger = Ledger(METRICS, Caps())
+        self.loss = loss
+        self.careful = False
+        self.down = False
+        self.restart = False
+        self._random = random.Random(7)
+
+    def feed(self, event: Any, now: float) -> None:
+        if self.down or (isinstance(event, BeatEvent) and not self.careful and self._random.random() < self.loss):
+            return
+        if isinstance(event, BeatEvent):
+            self.ledger.handlers()[event.type](event, now)
+        elif isinstance(event, TaskEvent) and (event.uuid in self.ledger.watched or event.name in self.ledger.tasks):
+            kind: Any = event.type.removeprefix("task-")
+            self.ledger.run_event(kind, event.uuid, event.name or "", event.timestamp, now)
+
+    def tick(self, now: float) -> None:
+        if self.restart:
+            state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.ledger.dump()))
+            self.ledger = Ledger(METRICS, Caps())
+            self.ledger.load(state)
+            self.restart = False
+        if not self.down:
+            self.ledger.tick(now)
+
+
+class Farm:
+    """Starts beats and workers, and feeds the ears."""
+
+    def __init__(self, server: RedisServer, folder: Path, database: int) -> None:
+        self.broker = server.url.replace("/0", f"/{database}")
+        self.folder = folder
+        self.client = redis.Redis.from_url(self.broker, decode_responses=True)
+        self.client.flushdb()
+        self.env = {"BROKER": self.broker, "PYTHONPATH": str(HERE)}
+        self.ears: dict[str, Ear] = {"exact": Ear()}
+        self.seen: list[Any] = []
+        self.processes: list[Process] = []
+        self._lock = threading.Lock()
+        self._pubsub = redis.Redis.from_url(self.broker).pubsub(ignore_subscribe_messages=True)
+        self._pubsub.psubscribe(f"/{database}.celeryev/*")
+        self._running = True
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        decoder = Decoder()
+        while self._running:
+            message = self._pubsub.get_message(timeout=0.2)
+            now = time.time()
+            with self._lock:
+                for event in decoder.redis(message["channel"], message["data"]) if message else []:
+                    if isinstance(event, BeatEvent):
+                        self.seen.append(event)
+                    for ear in self.ears.values():
+                        ear.feed(event, now)
+                for ear in self.ears.values():
+                    ear.tick(now)
+
+    def process(self, name: str, argv: list[str], **env: str) -> Process:
+        process = Process(argv, log=self.folder / f"{name}.log", cwd=self.folder, env={**self.env, **env})
+        self.processes.append(process)
+        return process
+
+    def worker(self, *options: str, **env: str) -> Process:
+        argv = [sys.executable, "-m", "celery", "-A", "beat_app", "worker", "-P", "solo", "-l", "INFO", *options]
+        name = env.get("APP", "worker")
+        return self.process(f"worker-{name}", argv, **{"APP": "worker", **env})
+
+    def beat(self, app: str, scheduler: str, *, copy: str = "", **env: str) -> Process:
+        argv = [sys.executable, "-m", "celery", "-A", "beat_app", "beat", "-l", "INFO", *SCHEDULERS[scheduler]]
+        options = ["-s", str(self.folder / f"{app}{copy}-schedule"), "--pidfile", ""]
+        return self.process(f"beat-{app}{copy}", [*argv, *options], APP=app, SCHEDULER=scheduler, **env)
+
+    def locked(self, look: Callable[[], Any]) -> Any:
+        with self._lock:
+            return look()
+
+    def value(self, name: str, *labels: str, ear: str = "exact") -> Any:
+        """Return one sample of one ear's ledger; None where there is none."""
+
+        def look() -> Any:
+            families = {f.metric.name: f for f in self.ears[ear].ledger.families()}
+            return dict(families[f"celery_{name}"].samples).get(labels)
+
+        return self.locked(look)
+
+    def truth(self, app: str, entry: str) -> list[float]:
+        """Return when the messages were sent whose tasks ran, in order; each must say which entry it is."""
+        lines = [line.split(" ") for line in self.client.lrange(f"truth:{app}:{entry}", 0, -1)]
+        assert all(line[2] == entry for line in lines)
+        return sorted(float(line[1]) for line in lines)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill_group()
+            process.popen.wait(10)
+        self._running = False
+        self._thread.join()
+        self._pubsub.close()
+        self.client.close()
+
+
+def missed(sent: list[float], every: float = 2.0) -> int:
+    """Return how many slots of an interval were let pass between these dispatches."""
+    return sum(max(0, int((after - before) // every) - 1) for before, after in pairwise(sent))
+
+
+def python(script: str, **env: str) -> None:
+    """Run a script of the integration tests to its end."""
+    import subprocess
+
+    subprocess.run([sys.executable, str(HERE / script)], check=True, env={**os.environ, **env}, timeout=60)

@@ -1,0 +1,47 @@
+"""A real beat and a worker with an embedded one, as they come and as they go."""
+
+from __future__ import annotations
+
+import pytest
+from beat_farm import Farm
+from helpers import eventually
+
+
+@pytest.fixture(scope="module", name="farm")
+def _farm(valkey_server, tmp_path_factory):
+    farm = Farm(valkey_server, tmp_path_factory.mktemp("beat"), 5)
+    yield farm
+    farm.close()
+
+
+def kinds(farm: Farm, app: str) -> list[str]:
+    return [event.type for event in list(farm.seen) if event.app == app]
+
+
+def test_beats_runs_are_followed_from_slot_to_success(farm):
+    """`celery beat` and `celery worker -B` side by side: counts, headers, ends, and a goodbye."""
+    beat = farm.beat("alone", "persistent")
+    worker = farm.worker("-B", "-s", str(farm.folder / "embedded-schedule"), APP="embedded")
+    for app in ("alone", "embedded"):
+        eventually(lambda app=app: (farm.value("beat_dispatched_total", app, "two") or 0) >= 3, 60)
+        eventually(lambda app=app: farm.value("beats", app) == 1)
+    beat.popen.terminate()
+    assert beat.popen.wait(20) == 0
+    worker.popen.terminate()
+    assert worker.popen.wait(30) == 0
+    for app in ("alone", "embedded"):
+        sent = farm.value("beat_dispatched_total", app, "two")
+        assert sent == sum(e.type == "beat-dispatched" and e.app == app and e.entry == "two" for e in farm.seen)
+        assert farm.value("beat_never_ran", app, "two") == 0.0
+        assert farm.value("beat_entry_info", app, "two", "farm.tick", "interval", "2s") == 1.0
+        assert farm.value("beat_entry_info", app, "cron", "farm.tick", "crontab", "* * * * *") == 1.0
+        truth = farm.truth(app, "two")
+        assert 2 <= len(truth) <= sent
+        assert farm.value("beat_last_success_timestamp_seconds", app, "two") >= truth[0]
+        assert sum(farm.value("beat_end_to_end_seconds", app, "two")[:-1]) == len(truth)
+    eventually(lambda: kinds(farm, "alone")[-1] == "beat-offline")
+    assert kinds(farm, "alone")[0] == "beat-online"
+    assert farm.value("beats", "alone") == 0
+    # The user's own headers came through, ours beside them.
+    assert all(line.endswith(" two yes") for line in farm.client.lrange("truth:alone:two", 0, -1))
+    assert "failed and was skipped" not in beat.output + worker.output

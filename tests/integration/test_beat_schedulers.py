@@ -1,0 +1,204 @@
+"""The three schedulers through a bad day, side by side: stopped, killed, doubled, ended; by truth the tasks wrote down.
+
+Three monitors listen: one hears all, one loses every tenth event, one is restarted on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import datetime, timezone
+from itertools import pairwise
+
+import ephem
+import pytest
+from beat_farm import SCHEDULERS, Ear, Farm, missed, python
+from helpers import Process, eventually
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
+APPS = tuple(SCHEDULERS)
+EARS = ("exact", "lossy", "restarted")
+
+
+def noon_at(moment: float) -> float:
+    """Return the longitude where the sun stands highest at that moment."""
+    sun, low, high = ephem.Sun(), -180.0, 180.0
+    date = ephem.Date(datetime.fromtimestamp(moment, timezone.utc))
+    place = ephem.Observer()
+    place.lat, place.elevation, place.pressure, place.horizon = "50", 0, 0, "0"
+
+    def late(longitude: float) -> float:
+        place.lon = str(longitude)
+        place.date = date - 0.4
+        return float(place.next_transit(sun)) - float(date)
+
+    # Noon moves west: the further east, the earlier, once around the globe in a day.
+    longitude = -180.0 + ((late(-180.0) + 0.5) % 1.0 - 0.5) * 360.0
+    low, high = longitude - 1.0, longitude + 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if late(middle) > 0 else (low, middle)
+    return round(((low + high) / 2 + 180) % 360 - 180, 6)
+
+
+@pytest.fixture(scope="module", name="farm")
+def _farm(valkey_server, tmp_path_factory):
+    farm = Farm(valkey_server, tmp_path_factory.mktemp("beats"), 6)
+    farm.ears |= {"lossy": Ear(0.1), "restarted": Ear()}
+    soon = time.time() + 45
+    farm.env |= {
+        "DATABASE": str(farm.folder / "beat.sqlite3"),
+        "CLOCKED": str(soon),
+        "NOON": str(noon_at(soon + 10)),
+    }
+    python("beat_app.py", **farm.env, SCHEDULER="django")
+    yield farm
+    farm.close()
+
+
+def sum_of(farm: Farm, app: str, ear: str) -> dict[str, float]:
+    return {
+        name: farm.value(f"beat_{name}_total", app, "two", ear=ear) for name in ("dispatched", "missed", "duplicate")
+    }
+
+
+def settled(farm: Farm, app: str, duplicates: int = 0) -> bool:
+    """All three ledgers say exactly what the tasks wrote down."""
+    sent = farm.truth(app, "two")
+    for ear in EARS:
+        found = sum_of(farm, app, ear)
+        assert found["dispatched"] == len(sent), (app, ear, found, len(sent))
+        assert found["missed"] == missed(sent), (app, ear, found, [round(t, 2) for t in sent])
+        assert found["duplicate"] == duplicates, (app, ear, found)
+    return True
+
+
+def after_a_dispatch(farm: Farm, app: str, wait: float) -> None:
+    """Wait until `wait` seconds after some dispatch."""
+    before = len(farm.truth(app, "two"))
+    eventually(lambda: len(farm.truth(app, "two")) > before, 30, 0.02)
+    sent = farm.truth(app, "two")[-1]
+    eventually(lambda: time.time() >= sent + wait, 30, 0.01)
+
+
+def test_a_bad_day(farm):
+    farm.worker()
+    beats: dict[str, Process] = {app: farm.beat(app, app) for app in APPS}
+    for app in APPS:
+        eventually(lambda app=app: len(farm.truth(app, "two")) >= 3, 60)
+        eventually(lambda app=app: settled(farm, app), 30)
+        assert farm.value("beats", app) == 1
+    assert farm.value("beat_entry_info", "django", "once", "farm.tick", "clocked", clock_spec(farm)) == 1.0
+
+    farm.ears["restarted"].down = True
+    stop_for_12_seconds(farm, beats)
+    farm.ears["restarted"].restart, farm.ears["restarted"].down = True, False
+    for app in APPS:
+        eventually(lambda app=app: settled(farm, app), 40)
+        assert farm.value("beat_missed_total", app, "two") >= 5
+        assert farm.value("beat_lateness_seconds", app, "two")[-1] >= 10.0
+
+    kill_and_restart(farm, beats)
+    second_beat(farm)
+    for app in APPS:
+        eventually(lambda app=app: len(farm.truth(app, "cron")) >= 1, 70)
+        eventually(lambda app=app: farm.value("beat_dispatched_total", app, "cron") == len(farm.truth(app, "cron")))
+        assert farm.value("beat_lateness_seconds", app, "cron")[-1] < 30.0
+        assert farm.value("beat_missed_total", app, "cron") == 0
+    sun_and_clock(farm)
+    killed_for_good(farm, beats)
+    for process in farm.processes:
+        assert "failed and was skipped" not in process.output
+
+
+def clock_spec(farm: Farm) -> str:
+    return datetime.fromtimestamp(float(farm.env["CLOCKED"]), timezone.utc).isoformat()
+
+
+def stop_for_12_seconds(farm: Farm, beats: dict[str, Process]) -> None:
+    """Each one right after a dispatch, so that it is known how many slots that makes."""
+    until = {}
+    for app, beat in beats.items():
+        after_a_dispatch(farm, app, 0.3)
+        farm.ears["lossy"].careful = True
+        beat.send(signal.SIGSTOP)
+        until[app] = time.time() + 12.0
+    farm.ears["lossy"].careful = False
+    for app, beat in beats.items():
+        eventually(lambda app=app: time.time() >= until[app], 30)
+        beat.send(signal.SIGCONT)
+
+
+def kill_and_restart(farm: Farm, beats: dict[str, Process]) -> None:
+    """No false lateness, no false miss, no duplicate, and never two beats."""
+    farm.ears["lossy"].careful = True  # nobody can know what was lost last before a kill
+    for app in APPS:
+        after_a_dispatch(farm, app, 1.2)
+        beats[app].kill_group()
+        before = len(farm.truth(app, "two"))
+        beats[app] = farm.beat(app, app)
+        eventually(lambda app=app, before=before: len(farm.truth(app, "two")) >= before + 3, 60)
+        assert farm.value("beats", app) == 1
+    farm.ears["lossy"].careful = False
+    for app in APPS:
+        eventually(lambda app=app: settled(farm, app), 40)
+        sent = farm.truth(app, "two")
+        late = sum(max(0.0, after - before - 2.0) for before, after in pairwise(sent))
+        assert abs(farm.value("beat_lateness_seconds", app, "two")[-1] - late) < 1.0 + 0.05 * len(sent)
+
+
+def second_beat(farm: Farm) -> None:
+    """Two of one app are reported within 30 s, and what the second one sends is counted."""
+    before = len(farm.truth("persistent", "two"))
+    second = farm.beat("persistent", "persistent", copy="-second")
+    eventually(lambda: farm.value("beats", "persistent") == 2, 30)
+    eventually(lambda: farm.value("beat_duplicate_total", "persistent", "two") >= 3, 30)
+    assert farm.value("beats", "redbeat") == farm.value("beats", "django") == 1
+    second.popen.terminate()
+    second.popen.wait(20)
+    eventually(lambda: farm.value("beats", "persistent") == 1, 30)
+    assert farm.value("beat_missed_total", "persistent", "two") <= missed(farm.truth("persistent", "two")[:before]) + 1
+
+
+def sun_and_clock(farm: Farm) -> None:
+    for entry, kind in (("once", "clocked"), ("noon", "solar")):
+        (sent,) = eventually(lambda entry=entry: farm.truth("django", entry), 60)
+        seen = [e for e in list(farm.seen) if e.type == "beat-dispatched" and e.app == "django" and e.entry == entry]
+        assert [e.kind for e in seen] == [kind]
+        assert abs(seen[0].due - sent) < 10.0
+    due = float(farm.env["CLOCKED"])
+    assert abs(farm.truth("django", "once")[0] - due) < 10.0
+    eventually(lambda: farm.value("beat_dispatched_total", "django", "noon") == 1)
+
+
+def killed_for_good(farm: Farm, beats: dict[str, Process]) -> None:
+    """`beats` is 0 within 30 s, and misses go on counting for ever."""
+    for beat in beats.values():
+        os.kill(beat.pid, signal.SIGKILL)
+    killed = time.time()
+    for app in APPS:
+        eventually(lambda app=app: farm.value("beats", app) == 0, killed + 30 - time.time())
+    counts = [farm.value("beat_missed_total", app, "two") for app in APPS]
+    for more in (3, 6):
+        for app, before in zip(APPS, counts, strict=True):
+            eventually(lambda app=app, before=before, more=more: miss(farm, app) >= before + more, 30)
+    assert all(farm.value("beat_overdue_seconds", app, "two") > 20 for app in APPS)
+
+
+def miss(farm: Farm, app: str) -> float:
+    return float(farm.value("beat_missed_total", app, "two"))
+
+
+def test_a_redbeat_standby_is_no_second_beat_and_takes_over(farm):
+    first = farm.beat("locked", "redbeat", LOCK="lock")
+    eventually(lambda: (farm.value("beat_dispatched_total", "locked", "two") or 0) >= 2, 60)
+    farm.beat("locked", "redbeat", copy="-standby", LOCK="lock")
+    eventually(lambda: any(e.app == "locked" and e.leader is False for e in list(farm.seen)), 60)
+    eventually(lambda: sum(e.app == "locked" and e.type == "beat-heartbeat" for e in list(farm.seen)) >= 4, 60)
+    assert farm.value("beats", "locked") == 1
+    first.kill_group()
+    before = len(farm.truth("locked", "two"))
+    eventually(lambda: len(farm.truth("locked", "two")) >= before + 3, 60)
+    eventually(lambda: farm.value("beats", "locked") == 1, 30)
+    eventually(lambda: settled(farm, "locked"), 30)
