@@ -145,13 +145,24 @@ class Outbox:
         """Count one failure; `make` builds its sample and is called only for the first of its fingerprint."""
         if self.off:
             return
+        fresh: threading.Thread | None = None
         with self._changed:
             self._pending.add(mark, now, make)
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="celeryscope-outbox", daemon=True)
-                thread.start()  # raises where the process may have no more threads: the next failure tries again
-                self._thread = thread
+                fresh = self._thread = threading.Thread(target=self._run, name="celeryscope-outbox", daemon=True)
             self._changed.notify_all()
+        if fresh is not None:
+            self._start(fresh)
+
+    def _start(self, thread: threading.Thread) -> None:
+        # Not with the lock held: under gevent `start` runs the thread's beginning at once, which takes the lock, and
+        # where the patches came after us the lock is a real one, which would hang the whole process.
+        try:
+            thread.start()
+        except BaseException:
+            if thread.ident is None:  # the process may have no more threads: the next failure tries again
+                self._thread = None
+            raise
 
     def flush(self, timeout: float = FLUSH) -> bool:
         """Send what is there now; wait for it at most `timeout` seconds, and tell whether everything left."""

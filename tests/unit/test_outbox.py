@@ -191,6 +191,38 @@ def test_a_broker_that_hangs_blocks_nobody() -> None:
     assert sum(broker.counted().values()) == 5_001
 
 
+def test_the_thread_may_run_before_its_start_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a greenlet does: started with the lock held, it hung a process that gevent had patched after `install`."""
+    broker = Broker()
+
+    class Greenlet(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            eventually(lambda: broker.bodies)
+
+    monkeypatch.setattr(threading, "Thread", Greenlet)
+    outbox = outbox_on(broker)
+    outbox.add("f", 1.0, sample)
+    assert outbox.flush(30)
+    assert broker.counted() == {"f": 1}
+
+
+def test_where_no_thread_can_be_started_the_next_failure_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoMore(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    broker = Broker()
+    outbox = outbox_on(broker)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoMore)
+        with pytest.raises(RuntimeError):
+            outbox.add("f", 1.0, sample)
+    outbox.add("f", 1.0, sample)
+    assert outbox.flush(30)
+    assert broker.counted() == {"f": 2}
+
+
 def test_dropped_messages_are_told_with_the_next() -> None:
     broker = Broker()
     broker.dropped = 3
