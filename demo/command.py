@@ -70,6 +70,7 @@ def _wait(stack: Stack, until: float | None, live: Live | None) -> None:
     while until is None or time.monotonic() < until:
         if problem := stack.lost():
             raise DemoError(problem)
+        stack.revive(time.monotonic())
         if live is not None:
             live.update(screen(stack, _page(stack)), refresh=True)
         time.sleep(REFRESH)

@@ -36,6 +36,7 @@ NOW: tuple[Row, ...] = (
     ("waiting", "celery_tasks_waiting", {}),
     ("orphaned", "celery_tasks_orphaned", {}),
     ("ready in queues", "celery_queue_messages", {"state": "ready"}),
+    ("workers lost", "celery_workers", {"state": "lost"}),
     ("starts missed", "celery_worker_starts_missed_total", {}),
     ("beats", "celery_beats", {}),
 )
@@ -54,9 +55,9 @@ def hints(stack: Stack) -> str:
     pid = {name: child.pid for name, child in stack.services.items()}
     status = "" if stack.monitor_url.endswith(":9808") else f" --url {stack.monitor_url}"
     commands = (
-        (f"kill -STOP -{pid['worker']}", "freeze the worker: celery_worker_lost after 60 s"),
-        (f"kill -CONT -{pid['worker']}", "let it go on"),
-        (f"kill -9 -{pid['reports']}", "kill the other one: its runs become celery_tasks_orphaned"),
+        (f"kill -STOP -{pid['worker']}", "freeze a worker: its queues fill and age, lost after 60 s"),
+        (f"kill -CONT -{pid['worker']}", "let it go on: up again, ages fall back to 0"),
+        (f"kill -9 -{pid['reports']}", "kill one: lost, its runs orphaned; back after 100 s"),
         (f"kill {pid['beat']}", "stop beat: celery_beats falls to 0, overdue entries grow"),
     )
     width = max(len(command) for command, _ in commands)

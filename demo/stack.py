@@ -17,6 +17,9 @@ from .processes import Child, Nursery, free_port
 APP = "celeryscope.demo.app"
 ATTEMPTS = 5
 START_SECONDS = 60.0
+BACK_AFTER = 100.0
+"""Seconds after which a worker that somebody ended is started again: long enough to be lost, and seen to be."""
+WORKERS = {"worker": ("default,email", "4"), "reports": ("reports", "3")}
 
 
 class DemoError(Exception):
@@ -34,6 +37,7 @@ class Stack:
     monitor_url: str = ""
     urls: dict[str, str] = field(default_factory=dict)
     services: dict[str, Child] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start all services.
@@ -51,6 +55,16 @@ class Stack:
             if not child.running:
                 return f"the {name} has ended:\n{child.tail()}"
         return None
+
+    def revive(self, now: float) -> None:
+        """Start workers again that ended a while ago, as a supervisor would; `now` is monotonic."""
+        for name in WORKERS:
+            child = self.services[name]
+            if child.running:
+                self.ended.pop(name, None)
+            elif now - self.ended.setdefault(name, now) >= BACK_AFTER:
+                child.finish(now)  # what is left of its group
+                start_worker(self, name)
 
     def run(self, name: str, *argv: str | Path) -> Child:
         """Start a process that sees the demo's broker and none of the caller's settings of Celery or celeryscope."""
@@ -129,11 +143,17 @@ def monitor(stack: Stack) -> None:
 
 def workers(stack: Stack) -> None:
     """Start a prefork worker for most queues, and one for the slow reports alone."""
-    for name, queues, slots in (("worker", "default,email", "4"), ("reports", "reports", "3")):
-        stack.celery(name, "worker", "-n", f"{name}@%h", "-Q", queues, "-c", slots, "--loglevel", "INFO")
+    for name in WORKERS:
+        start_worker(stack, name)
     for child in (stack.services["worker"], stack.services["reports"]):
         if not stack.until(child, lambda log=child.log: " ready." in log.read_text(errors="replace")):  # type: ignore[misc]
             raise DemoError(f"the worker does not start:\n{child.tail()}")
+
+
+def start_worker(stack: Stack, name: str) -> None:
+    """Start one worker; does not wait for it."""
+    queues, slots = WORKERS[name]
+    stack.celery(name, "worker", "-n", f"{name}@%h", "-Q", queues, "-c", slots, "--loglevel", "INFO")
 
 
 def beat(stack: Stack) -> None:

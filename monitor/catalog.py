@@ -106,8 +106,12 @@ TASKS = (
 
 WORKERS = (
     _gauge("celery_worker_up", ("worker",), "1 while the worker is heard, 0 once it said goodbye or fell silent."),
-    _gauge("celery_worker_lost", ("worker",), "1 when the worker fell silent without saying goodbye."),
-    _gauge("celery_worker_active_tasks", ("worker",), "Tasks executing, from the worker's last heartbeat."),
+    _gauge("celery_worker_lost", ("worker",), "1 when the worker's heartbeats stopped without a goodbye."),
+    _gauge(
+        "celery_worker_active_tasks",
+        ("worker",),
+        "Tasks executing, by the worker's last heartbeat; without, by events.",
+    ),
     _gauge("celery_worker_reserved_tasks", ("worker",), "Tasks received and not started, by events."),
     _gauge("celery_worker_concurrency", ("worker",), "Slots of the worker's pool."),
     _gauge("celery_worker_load1", ("worker",), "One-minute load average of the worker's host."),
@@ -115,7 +119,7 @@ WORKERS = (
     _gauge(
         "celery_worker_wedged",
         ("worker",),
-        "1 where heartbeats come, its queues hold messages and it receives nothing.",
+        "1 where heartbeats come, slots are free, its queues hold messages and it takes none.",
     ),
     _counter(
         "celery_worker_processed_total", ("worker",), "Task starts by the worker's own count (heartbeat `processed`)."
@@ -237,7 +241,11 @@ ALERTER = (
     _gauge(
         "celeryscope_alerter_oldest_failure_seconds", (), "Age of the oldest failure that is not in the incident store."
     ),
-    _gauge("celeryscope_alerter_incidents", ("state",), "Incidents by state: open, resolved, muted by hand, waiting for Slack."),
+    _gauge(
+        "celeryscope_alerter_incidents",
+        ("state",),
+        "Incidents by state: open, resolved, muted by hand, waiting for Slack.",
+    ),
 )
 
 _GROUPS = {"tasks": TASKS, "workers": WORKERS, "queues": QUEUES, "beat": BEAT, "monitor": MONITOR, "alerter": ALERTER}
