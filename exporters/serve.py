@@ -14,6 +14,7 @@ import click
 
 from .. import __version__
 from ..monitor import logs
+from ..monitor.allocator import give_memory_back
 from ..monitor.compat import CompatCounts
 from ..monitor.facts import Facts
 from ..monitor.masking import secrets_in
@@ -43,6 +44,7 @@ def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None) 
     Raises:
         CannotStartError: a line for each thing that keeps it from starting.
     """
+    give_memory_back()
     _configure_logs(settings, ())
     stop = threading.Event()
     with _signals(stop):

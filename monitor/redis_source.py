@@ -19,7 +19,7 @@ from .broker import CONNECT_TIMEOUT, BrokerConfig, BrokerSilentError, connect
 if TYPE_CHECKING:
     from .events import Decoder, Event
 
-BUFFER = 32 << 20
+BUFFER = 16 << 20
 """Bytes kept for decoding before the socket is left unread; Redis then buffers as much again before it cuts us off."""
 READ = 256 << 10
 SLICE = 16 << 10  # hiredis moves what is left of its buffer with every kilobyte it parses: 64 kB cost twice as much

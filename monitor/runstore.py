@@ -89,7 +89,7 @@ class RunStore:
         *,
         most: int = 200_000,
         expire: float = 86_400.0,
-        remember: int = 20_000,
+        remember: int = 10_000,
     ) -> None:
         self.rows = Rows(catalog, caps)
         self.workers = workers
@@ -360,31 +360,37 @@ class RunStore:
 
     def load(self, state: list[Any], now: float) -> None:
         """Take back the live runs that `dump` gave."""
+        rows: dict[tuple[str, str], Row] = {}
         for runs in state:
+            head: Run | None = None
             for saved in runs:
-                self._load_run(saved, now)
+                at = (saved[1], saved[2])
+                row = rows.get(at)
+                if row is None:
+                    row = rows[at] = self.rows.row(self.rows.name(at[0]), at[1])
+                head = self._load_run(saved, row, head, now)
 
-    def _load_run(self, saved: list[Any], now: float) -> None:
-        uuid, task, queue, state, hostname, retries, *times, held = saved
-        available_at, first_sent, eta, received_at, started_at, since, received_clock, started_clock = times
-        row = self.rows.row(self.rows.name(task), queue)
-        run = Run(uuid, row, state, None, retries, available_at, first_sent, 0.0, received_at, started_at, 0.0, since)
-        run.received_clock, run.started_clock = received_clock, started_clock
-        run.held = held
+    def _load_run(self, saved: list[Any], row: Row, head: Run | None, now: float) -> Run:
+        (uuid, task, queue, state, hostname, retries, available_at, first_sent, eta, received_at, started_at, since,
+         received_clock, started_clock, held) = saved  # fmt: skip
+        run = Run(
+            uuid, row, state, None, retries, available_at, first_sent, eta, received_at, started_at, 0.0, since,
+            received_clock, started_clock, 0, "", held,
+        )  # fmt: skip
         if held:
             run.row = Row(task, queue)
             self._held.append((now + HOLD, run))
-        run.eta = eta
         if state == ORPHANED:
             self.orphans[run] = None
             run.host = self.workers.absent(hostname)
         elif hostname is not None:
-            run.host = host = self.workers.host(hostname)
+            run.host = host = self.workers.hosts.get(hostname) or self.workers.host(hostname)
             if state == RECEIVED:
                 host.reserved += 1
             elif state == STARTED:
                 host.running[run] = None
-        self._open(run, self.live.get(uuid), None, now)
+        self._open(run, head, None, now)
+        return run
 
 
 def _speaks_for_running(run: Run) -> tuple[float, float, float]:
