@@ -109,13 +109,7 @@ class Pipeline:
         self._judged = 0.0
         self._was_down = False
         self._queues: Callable[[], tuple[Topology, QueueSnapshot]] | None = None
-        self.workers.on_gone = self.tasks.worker_gone
-        self.workers.on_back = self.tasks.worker_back
-        self.workers.silently_over = self.tasks.silently_over
-        self.workers.end_silently = self.tasks.end_silently
-        self.workers.holds_tasks = self.tasks.holds_tasks
-        if observer is not None:
-            self.workers.on_forgotten = observer.forget
+        self._introduce(observer)
         handlers: dict[str, Callable[[Any, float], None]] = {**self.tasks.handlers(), **self.workers.handlers()}
         if ledger is not None:
             handlers.update(ledger.handlers())
@@ -124,6 +118,16 @@ class Pipeline:
         # [events so far, handler]: one look-up an event.
         self._slots: dict[str, list[Any]] = {kind: [0, handler] for kind, handler in handlers.items()}
         self._slots.setdefault("celeryscope-echo", [0, lambda *_: None])
+
+    def _introduce(self, observer: Observer | None) -> None:
+        """Let the worker watch tell the task table what becomes of workers."""
+        self.workers.on_gone = self.tasks.worker_gone
+        self.workers.on_back = self.tasks.worker_back
+        self.workers.silently_over = self.tasks.silently_over
+        self.workers.end_silently = self.tasks.end_silently
+        self.workers.holds_tasks = self.tasks.holds_tasks
+        if observer is not None:
+            self.workers.on_forgotten = observer.forget
 
     def _watching(
         self, kind: str, handler: Callable[[Any, float], None], ledger: Schedules

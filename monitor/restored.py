@@ -47,6 +47,10 @@ class Restored:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def queues(self) -> set[str]:
+        """Return the queues to look into before the runs can be judged; the events may not tell of them any more."""
+        return {run.row.queue for run in self._runs}
+
     def judge(self, answers: Answers) -> None:
         """Judge the next few runs by the same answers each time; `len` says how many are left."""
         runs, self._runs = self._runs[:AT_ONCE], self._runs[AT_ONCE:]

@@ -306,8 +306,7 @@ class RunStore:
     def end_silently(self, host: Host, at: float, excess: int) -> None:
         """End so many runs of a worker without an event.
 
-        Which ones nobody knows: first those from before a restart, then those of tasks that end like this often, then
-        those that are old for their task.
+        Nobody knows which: from before a restart first, then tasks that end like this often, then old for their task.
         """
         candidates = sorted(
             (run for run in host.running if run.started_at <= at),
@@ -364,8 +363,7 @@ class RunStore:
         for runs in state:
             head: Run | None = None
             for saved in runs:
-                at = (saved[1], saved[2])
-                row = rows.get(at)
+                row = rows.get(at := (saved[1], saved[2]))
                 if row is None:
                     row = rows[at] = self.rows.row(self.rows.name(at[0]), at[1])
                 head = self._load_run(saved, row, head, now)

@@ -71,7 +71,7 @@ class Starts:
             self.begin(host, processed, at)
             self.clean_at = self.judged_at = now
             return
-        self._notice_silence(host, processed - self.processed)
+        self._notice_silence(host, processed - self.processed, watch)
         if not self.silent_streak:
             self._judge(host, watch, settle=False)
         host.starts += host.starts_after
@@ -85,11 +85,11 @@ class Starts:
         if self.processed is not None and not self.silent_streak:
             self._judge(host, watch, settle=True)
 
-    def _notice_silence(self, host: Host, growth: int) -> None:
+    def _notice_silence(self, host: Host, growth: int, watch: WorkerWatch) -> None:
         if host.task_at > host.heartbeat_at:
             self.silent_streak = self.silent_growth = 0
             self.events_enabled = True
-        elif growth > 0:
+        elif growth > 0 and (self.silent_streak or host.heartbeat_at >= watch.gap_at):  # a gap is no silence
             self.silent_streak += 1
             self.silent_growth += growth
             if self.silent_streak >= EVENTS_OFF_AFTER:

@@ -13,7 +13,7 @@ from .broker import reason
 from .facts import Buckets, Family, Labels
 from .hearsay import Hearsay
 from .inspect import tasks_held
-from .labels import DEFAULT_CAPS, Caps
+from .labels import DEFAULT_CAPS, OTHER, UNKNOWN, Caps
 from .pipeline import Pipeline
 from .queues import QueueSnapshot
 from .queues_sampler import QueueSamplerThread, open_sampler
@@ -141,6 +141,9 @@ class BrokerWatch:
 
     def _ask(self) -> None:
         """Find out, once, which of the tasks from before the restart are still there: in a queue or in a worker."""
+        with self.pipeline.lock:
+            queues = self.pipeline.restored.queues() if self.pipeline.restored else set()
+        self.sampler.know(queues - {UNKNOWN, OTHER})
         since, deadline = self._clock(), time.monotonic() + SAMPLE_PATIENCE
         while self.sampler.snapshot.taken <= since and time.monotonic() < deadline:
             if self._stopping.wait(0.2):

@@ -28,14 +28,15 @@ def _before() -> Story:
     return story
 
 
-def restarted(before: Story, **options: Any) -> Story:
-    """The monitor a minute later: as it was saved, connected, with a heartbeat of the worker."""
-    story = Story(**options)
+def restarted(before: Story, *, heard: bool = True) -> Story:
+    """The monitor a minute later: as it was saved, connected and, if `heard`, with a heartbeat of the worker."""
+    story = Story()
     story.now, story.clock = before.now + DOWN, before.clock
     story.pipeline.load(before.pipeline.dump(clean=True), story.now)
     story.now += 1
     story.pipeline.connection(True, story.now)
-    story.worker(processed=1, active=1)
+    if heard:
+        story.worker(processed=1, active=1)
     return story
 
 
@@ -122,6 +123,22 @@ def test_heartbeats_alone_end_what_is_over_and_do_not_call_it_a_silent_end(befor
     assert "tasks_running{t,q}" not in gauges(story)
     assert story.number(MISSED) == 1
     assert story.number("celery_task_silent_end_total", "t", "q") == 0
+
+
+def test_a_monitor_that_is_killed_again_and_again_does_not_take_its_absence_for_silence(before: Story) -> None:
+    """Each life hears one heartbeat, that tells of starts which nobody heard: missed, and not events switched off."""
+    story = before
+    for life in range(1, 6):
+        story = restarted(story, heard=False)
+        story.wait(1)
+        story.worker(processed=1 + 10 * life, active=1)
+        story.wait(1)
+    story.worker(processed=51, active=1)
+    story.wait(1)
+    story.worker(processed=51, active=1)
+    assert story.number("celery_worker_events_enabled", "w1") == 1
+    assert story.number("celery_worker_starts_missed_total", "w1") == 50
+    assert story.number("celery_worker_starts_missed_down_total", "w1") == 50
 
 
 def test_many_are_judged_in_parts(monkeypatch: pytest.MonkeyPatch, before: Story) -> None:
