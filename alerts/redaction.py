@@ -10,12 +10,13 @@ from __future__ import annotations
 import reprlib
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import count, islice
 from re import DOTALL, IGNORECASE, Match, compile, error  # noqa: A004 - `compile` of patterns
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from re import Pattern
 
 MASK = "***"
@@ -110,29 +111,46 @@ class Redactor:
         """Return `value`, which is called `name`, as text: bounded, redacted, without running the user's code."""
         if self.secret(name):
             return MASK
-        return self.text(_printable(self._masked(value)))
+        shown = _printable(self._masked(value, count(1)))
+        return cut(self.text(head(shown, 2 * SHOWN_LENGTH)), SHOWN_LENGTH)
 
-    def _masked(self, value: object, depth: int = 3) -> object:
+    def _masked(self, value: object, seen: Iterator[int], depth: int = 3) -> object:
+        """Return a copy without secrets, of the first items only: in all, for 20 in each of 20 in 20 cost a second."""
+        if next(seen) > MAX_VALUES:
+            return _Placeholder("…")
         if depth == 0:
             return value if isinstance(value, _PLAIN) else _Placeholder("…")
         if type(value) is dict:
             items = list(_first(value.items(), MAX_ITEMS + 1))
             return {
-                key: MASK if self.secret(key) else self._masked(item, depth - 1) for key, item in items if _plain(key)
+                key: MASK if self.secret(key) else self._masked(item, seen, depth - 1)
+                for key, item in items
+                if _plain(key)
             }
         if type(value) in (list, tuple):
-            kept: list[object] = [self._masked(item, depth - 1) for item in value[: MAX_ITEMS + 1]]  # type: ignore[index]
+            kept: list[object] = [self._masked(item, seen, depth - 1) for item in value[: MAX_ITEMS + 1]]  # type: ignore[index]
             return tuple(kept) if type(value) is tuple else kept
-        return value
+        return _few(value) if type(value) in (set, frozenset) else value
 
 
 MAX_ITEMS = 20
+"""Items shown of one container."""
+MAX_VALUES = 200
+"""Values shown of one argument, however they are nested."""
+SHOWN_LENGTH = 2_000
+"""Characters shown of one argument."""
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), Decimal, UUID, date, datetime, time, timedelta)
 _EXACT = frozenset(_PLAIN)
 
 
 def _plain(value: object) -> bool:
     return type(value) in _EXACT
+
+
+def _few(values: Any) -> object:
+    """Return a small set: `reprlib` would sort all of a large one, and by the user's `__lt__`."""
+    few = list(islice(values, MAX_ITEMS + 1))
+    return type(values)(few) if all(map(_plain, few)) else _Placeholder(f"<{type(values).__name__}>")
 
 
 class _Placeholder:
