@@ -6,6 +6,7 @@ idempotently: a lost event or a restart of the monitor is never a false miss.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .beats import BeatApp, Boot
@@ -26,8 +27,10 @@ Kind = Literal["received", "started", "succeeded", "failed", "retried", "revoked
 APPS = 100
 WATCHED = 20_000
 ENDS = 5_000
-DEAF_AFTER = 5.0
-"""Seconds between two ticks after which events may have been missed."""
+PAUSED_AFTER = 5.0
+"""Seconds between two ticks after which nobody's silence means anything: events may wait unread."""
+DEAF_AFTER = 60.0
+"""Seconds between two ticks after which they may have been lost."""
 REPORTED_WITHIN = 10.0
 """Seconds, a heartbeat's, in which a beat that comes back may still report a dispatch whose event was lost."""
 FORGET_AFTER = 7 * 86_400.0
@@ -104,7 +107,7 @@ class Ledger:
 
     def _hear(self, e: BeatEvent, now: float) -> tuple[BeatApp, Boot] | None:
         self.now = max(now, self.now)
-        if self._ticked is not None and now - self._ticked > DEAF_AFTER:
+        if self._ticked is not None and now - self._ticked > PAUSED_AFTER:
             self.tick(now)
         app = self.apps.get(e.app)
         if app is None:
@@ -249,11 +252,12 @@ class Ledger:
 
     def tick(self, now: float, hearing: bool = True) -> None:
         """Let time pass; `hearing` tells whether events reach the monitor: while it is deaf, nothing is judged."""
-        paused = self._ticked is None or now - self._ticked > DEAF_AFTER
+        pause = math.inf if self._ticked is None else now - self._ticked
         self._ticked = now
         self.now = now
-        if paused or not hearing:
+        if pause > PAUSED_AFTER or not hearing:
             self.hearing_since = now
+        if pause > DEAF_AFTER or not hearing:
             for app in self.apps.values():
                 app.unsure = app.unsure or not app.dead
         if not hearing:

@@ -145,7 +145,8 @@ def kill_and_restart(farm: Farm, beats: dict[str, Process]) -> None:
         eventually(lambda app=app: settled(farm, app), 40)
         sent = farm.truth(app, "two")
         late = sum(max(0.0, after - before - 2.0) for before, after in pairwise(sent))
-        assert abs(farm.value("beat_lateness_seconds", app, "two")[-1] - late) < 1.0 + 0.05 * len(sent)
+        # Not more than the tasks were late; Django's scheduler, whose store was behind, begins a new phase.
+        assert farm.value("beat_lateness_seconds", app, "two")[-1] < late + 1.0 + 0.05 * len(sent)
 
 
 def second_beat(farm: Farm) -> None:
