@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..monitor.guard import Guard
 from . import failure
 from .failure import MESSAGE_LENGTH, TRACEBACK_LENGTH, Failure, fingerprint
 from .options import Options, TaskSettings, task_settings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SENT_AT = "celeryscope-sent-at"
 _MESSAGE_IN_TRACEBACK = 500
+_HELD_NAME = 1_000
 _RETRIED = frozenset({"celery.exceptions.Retry"})
 MAX_ARGUMENTS = 50
 
@@ -143,13 +145,16 @@ class Reporter:
         mark = fingerprint(kind, task, trace.exception, frame, trace.message)
 
         def make() -> Failure:
-            known = dict(facts())
+            known: dict[str, Any] = {}
+            with Guard("failure hooks: facts"):  # what cannot be read of a request must not cost its failure
+                known = dict(facts())
             times = {**known.pop("times", {}), "failed": at}
             return Failure(
                 kind=kind,
                 task=task,
-                exception=trace.exception,
-                message=trace.message,
+                # Cut here and not only before sending: up to 1 000 of these wait for a broker that is away.
+                exception=trace.exception[:_HELD_NAME],
+                message=head(trace.message, 2 * MESSAGE_LENGTH),
                 traceback=shortened(text, trace.message) if text else None,
                 frame=frame,
                 requeued=requeued,
@@ -170,7 +175,7 @@ class Reporter:
             sample,
             task=cut(clean(sample.task), 300),
             exception=cut(clean(sample.exception), 300),
-            message=cut(clean(redacted(head(sample.message, 2 * MESSAGE_LENGTH))), MESSAGE_LENGTH),
+            message=cut(clean(redacted(sample.message)), MESSAGE_LENGTH),
             traceback=clean(redacted(text)) if text else None,
             frame=clean(sample.frame) if sample.frame else None,
         )

@@ -412,6 +412,26 @@ def test_settings_of_a_task(raw: object, wrong: str | None) -> None:
     assert "colour" not in settings.sent
 
 
+@pytest.mark.guard_swallows
+def test_what_cannot_be_read_of_a_request_does_not_cost_its_failure(site: Site) -> None:
+    request = site.request()
+    request.delivery_info = {"exchange": "own", "routing_key": "x"}
+    request.app.amqp.queues = None  # whatever it is that a user's set-up has there
+    request.on_failure(einfo(CardError("declined")))
+    (entry,) = site.told()
+    assert (entry["sample"]["message"], "queue" in entry["sample"]) == ("declined", False)
+
+
+def test_samples_that_wait_for_the_broker_are_bounded(site: Site) -> None:
+    """Up to 1 000 of them, for as long as it is away; a message may be a whole page."""
+    waiting = site.reporter.outbox._pending
+    site.reporter.outbox._window = 60.0
+    site.request().on_failure(einfo(CardError("word " * 100_000)))
+    (entry,) = waiting._entries.values()
+    assert 3_000 < len(entry.sample.message) <= 4_000
+    assert len(entry.sample.traceback or "") <= 4_000
+
+
 def test_wrong_settings_are_logged_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.task.celeryscope = {"colour": "red"}
     with caplog.at_level(logging.WARNING):
