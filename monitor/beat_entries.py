@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 LONGEST_NAME = 200
@@ -107,10 +109,21 @@ def zone_name(tz: Any) -> str | None:
     if isinstance(tz, timezone):
         return str(tz) if tz != timezone.utc else "UTC"
     if type(tz).__name__ == "LocalTimezone":  # Celery's, where neither UTC nor a timezone is configured
-        import tzlocal  # a dependency of every Celery that has this class and a name for it
-
-        return str(tzlocal.get_localzone_name())
+        return local_zone()
     return None
+
+
+def local_zone(localtime: Path = Path("/etc/localtime")) -> str | None:
+    """Return the system's time zone by the name that TZ or the link at `localtime` gives it; None where neither does.
+
+    Celery has no name for it, and before 5.6 it brings no package that has.
+    """
+    name = os.environ.get("TZ")
+    if name is None:
+        name = localtime.resolve().as_posix()
+        if "/zoneinfo/" not in name:
+            return None if localtime.exists() else "UTC"  # a copy has no name; without the file it is UTC, says libc
+    return name.rpartition("/zoneinfo/")[2].removeprefix(":") or "UTC"
 
 
 def last_run(entry: Any, now: float) -> datetime | None:

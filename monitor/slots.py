@@ -77,11 +77,20 @@ class Calendar(Slots):
     def after(self, moment: float) -> float | None:
         """Return the first slot after `moment`; None where Celery finds none (a day that does not exist)."""
         try:
-            self._moment = datetime.fromtimestamp(moment, self._zone)
-            slot = self._moment.timestamp() + self._rule.remaining_estimate(self._moment).total_seconds()
+            self._moment = last = datetime.fromtimestamp(moment, self._zone)
+            left = self._rule.remaining_estimate(last)
+            slot = last.timestamp() + left.total_seconds()
+            face = (last + left).replace(fold=last.fold).timestamp()
+            if abs(face - slot) > 1.0 and self._is_slot(face, last):
+                slot = face
         except Exception:  # noqa: BLE001 - ephem, dateutil and Celery each have errors of their own for "never"
             return None
         return slot if slot > moment else None
+
+    def _is_slot(self, moment: float, last: datetime) -> bool:
+        """Tell whether nothing remains at that moment: Celery 5.4 counts on the clock's face, newer ones real time."""
+        self._moment = datetime.fromtimestamp(moment, self._zone)
+        return bool(abs(self._rule.remaining_estimate(last).total_seconds()) < 1.0)
 
 
 class Once(Slots):

@@ -267,13 +267,30 @@ def test_descriptions():
     assert (sun["kind"], sun["spec"]) == ("solar", "dawn_civil -37.8 144.96")
 
 
-def test_local_time_has_a_name(monkeypatch):
-    """Celery 5.4 has a class of its own for it; newer ones take the system's zone."""
-    monkeypatch.setattr("tzlocal.get_localzone_name", lambda: "Europe/Vienna")
-    assert beat_entries.zone_name(type("LocalTimezone", (tzinfo,), {})()) == "Europe/Vienna"
-    app = Celery("local", set_as_current=False)
-    app.conf.enable_utc = False
-    assert beat_entries.describe(crontab(app=app))["tz"] is not None
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("Europe/Vienna", "Europe/Vienna"),
+        (":Asia/Tokyo", "Asia/Tokyo"),
+        ("", "UTC"),
+        ("/x/zoneinfo/Etc/GMT", "Etc/GMT"),
+    ],
+)
+def test_local_time_has_the_name_of_its_setting(monkeypatch, setting, name):
+    """Celery 5.4 has a class of its own for local time; newer ones take the system's zone."""
+    monkeypatch.setenv("TZ", setting)
+    assert beat_entries.zone_name(type("LocalTimezone", (tzinfo,), {})()) == name
+
+
+def test_local_time_has_the_name_of_the_systems_zone(monkeypatch, tmp_path):
+    monkeypatch.delenv("TZ", raising=False)
+    link = tmp_path / "localtime"
+    assert beat_entries.local_zone(link) == "UTC"
+    link.symlink_to("/usr/share/zoneinfo/Europe/Vienna")
+    assert beat_entries.local_zone(link) == "Europe/Vienna"
+    link.unlink()
+    link.write_text("TZif2, a copy")
+    assert beat_entries.local_zone(link) is None
     assert beat_entries.zone_name(object()) is None
 
 
