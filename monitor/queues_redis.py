@@ -257,7 +257,7 @@ class RedisReader:
         """List the spans that changed: those that are to be cut up by score with their scores, the others without."""
         spans, narrow, wide = self._index.spans, [], {}
         for number in self._index.changed(counts):
-            if counts[number] > 2 * self._index.width or number == len(spans) - 1:
+            if counts[number] > 2 * self._index.width:
                 wide[number] = self._page(key, spans[number].low, spans[number].high)
             else:
                 narrow.append(number)
