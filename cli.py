@@ -50,15 +50,9 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        try:
+        with _needing(cmd_name, entry.extra):
             found = _resolve(entry.where)
             command = found if isinstance(found, click.Command) else found()
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("celeryscope"):
-                raise
-            raise click.ClickException(
-                f"`celeryscope {cmd_name}` needs the package {error.name}: pip install 'celeryscope[{entry.extra}]'"
-            ) from None
         assert isinstance(command, click.Command)
         return command
 
@@ -108,10 +102,10 @@ def monitor_command() -> click.Command:
         if not with_alerter:
             serve(settings)
             return
-        from .alerts.cli import beside
-
-        with beside(options) as facts:
-            serve(settings, {"alerter": facts})
+        with _needing("monitor --with-alerter", COMMANDS["alerter"].extra):
+            from .alerts.cli import beside
+        with beside(options) as (facts, secrets):
+            serve(settings, {"alerter": facts}, secrets)
 
     return monitor
 
@@ -149,6 +143,19 @@ def known_settings() -> set[str]:
         except ModuleNotFoundError:
             continue  # that part is not installed, and then neither are its settings
     return known
+
+
+@contextmanager
+def _needing(command: str, extra: str) -> Iterator[None]:
+    """Say what to install where a package of others is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("celeryscope"):
+            raise
+        raise click.ClickException(
+            f"`celeryscope {command}` needs the package {error.name}: pip install 'celeryscope[{extra}]'"
+        ) from None
 
 
 def _resolve(where: str) -> Any:

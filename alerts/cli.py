@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -92,8 +92,10 @@ def running(settings: AlerterSettings) -> Iterator[Alerter]:
 
 
 @contextmanager
-def beside(options: Mapping[str, Any]) -> Iterator[Facts]:
+def beside(options: Mapping[str, Any]) -> Iterator[tuple[Facts, Collection[str]]]:
     """Run an alerter within another command's process; `options` are that one's, of which the common ones count.
+
+    Gives its facts, and the secrets that no log line of that process may hold.
 
     Raises:
         click.ClickException: it cannot start.
@@ -102,7 +104,7 @@ def beside(options: Mapping[str, Any]) -> Iterator[Facts]:
     settings = from_options(AlerterSettings, shared, os.environ)
     try:
         with running(settings) as alerter:
-            yield alerter.facts
+            yield alerter.facts, settings.secrets
     except (StoreError, BrokerError) as error:
         _refuse(error)
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -38,27 +38,32 @@ class CannotStartError(click.ClickException):
     exit_code = 2
 
 
-def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None) -> None:
+def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None, secrets: Collection[str] = ()) -> None:
     """Watch and serve until SIGTERM or SIGINT; `others` are further facts for the page, by collector name.
+
+    No log line holds one of `secrets`, nor a password of the settings.
 
     Raises:
         CannotStartError: a line for each thing that keeps it from starting.
     """
     give_memory_back()
-    _configure_logs(settings, ())
+    _configure_logs(settings, (), secrets)
     stop = threading.Event()
     with _signals(stop):
         try:
-            _serve(settings, others or {}, stop)
+            _serve(settings, others or {}, secrets, stop)
         except (StartError, ListenError, WebConfigError) as error:
             raise CannotStartError(str(error)) from None
 
 
-def _serve(settings: MonitorSettings, others: Mapping[str, Facts], stop: threading.Event) -> None:
+def _serve(
+    settings: MonitorSettings, others: Mapping[str, Facts], secrets: Collection[str], stop: threading.Event
+) -> None:
     names = [target.name for target in settings.broker_url] or [""]
     compat = {name: CompatCounts() for name in names} if settings.compat else {}
     monitor = Monitor(settings, observer=compat.__getitem__ if compat else None)
-    _configure_logs(settings, [config.url for config in monitor.configs])  # an app may have brought its own
+    # An app may have brought URLs of its own.
+    _configure_logs(settings, [config.url for config in monitor.configs], secrets)
     with contextlib.closing(monitor):
         monitor.restore()
         with _server(settings, monitor, compat, others) as server:
@@ -81,11 +86,12 @@ def _run(monitor: Monitor, server: Server, stop: threading.Event) -> None:
         logger.info("stopped")
 
 
-def _configure_logs(settings: MonitorSettings, urls: Iterable[str]) -> None:
+def _configure_logs(settings: MonitorSettings, urls: Iterable[str], secrets: Collection[str]) -> None:
     """Let no password of these URLs, or of those in the settings, get into the log."""
     targets = (*settings.broker_url, *settings.rabbitmq_management_url)
     everywhere = (*urls, *(target.url.get_secret_value() for target in targets))
-    logs.configure(settings.log_level, settings.log_format, {s for url in everywhere for s in secrets_in(url)})
+    hidden = {*secrets, *(secret for url in everywhere for secret in secrets_in(url))}
+    logs.configure(settings.log_level, settings.log_format, hidden)
 
 
 def _server(

@@ -70,6 +70,22 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str], monkeyp
     )
 
 
+def test_a_monitor_without_the_alerters_packages_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--with-alerter` needs more than `celeryscope[monitor]`."""
+    class NoSqlalchemy:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "sqlalchemy":
+                raise ModuleNotFoundError("no sqlalchemy", name=name)
+
+    for name in [name for name in sys.modules if name.startswith(("celeryscope.alerts.", "sqlalchemy"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [NoSqlalchemy(), *sys.meta_path])
+    assert cli.run(["monitor", "--with-alerter", "--broker", "redis://h"]) == 2
+    assert error(capsys).endswith("needs the package sqlalchemy: pip install 'celeryscope[alerter]'")
+
+
 def test_settings_of_other_commands_are_no_mistake(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
