@@ -74,6 +74,7 @@ def test_a_monitor_without_the_alerters_packages_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--with-alerter` needs more than `celeryscope[monitor]`."""
+
     class NoSqlalchemy:
         def find_spec(self, name: str, *_: object) -> None:
             if name == "sqlalchemy":
