@@ -22,4 +22,4 @@ app.conf.update(
     },
 )
 
-celeryscope.install(app)
+celeryscope.install(app, environment="demo", release="1.4.2")

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import httpx
 
+from .inbox import TOKEN
 from .processes import Child, Nursery, free_port
+from .slack import SAYS
 
 APP = "celeryscope.demo.app"
 ATTEMPTS = 5
 START_SECONDS = 60.0
 BACK_AFTER = 100.0
 """Seconds after which a worker that somebody ended is started again: long enough to be lost, and seen to be."""
+QUIET = "15s"
+"""After so long without a failure, and a success since, an incident is resolved."""
 WORKERS = {"worker": ("default,email", "4"), "reports": ("reports", "3")}
 
 
@@ -66,11 +70,12 @@ class Stack:
                 child.finish(now)  # what is left of its group
                 start_worker(self, name)
 
-    def run(self, name: str, *argv: str | Path) -> Child:
-        """Start a process that sees the demo's broker and none of the caller's settings of Celery or celeryscope."""
+    def run(self, name: str, *argv: str | Path, **settings: str) -> Child:
+        """Start a process that sees the demo's broker, these settings, and none of the caller's for Celery or us."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("CELERY", "FORKED_BY"))}
         env |= {"CELERY_BROKER_URL": self.broker_url, "CELERY_RESULT_BACKEND": self.broker_url.replace("/0", "/1")}
-        child = Child(name, [str(arg) for arg in argv], self.nursery, {**env, "PYTHONUNBUFFERED": "1"})
+        env |= {"PYTHONUNBUFFERED": "1", **settings}
+        child = Child(name, [str(arg) for arg in argv], self.nursery, env)
         self.services[name] = child
         return child
 
@@ -141,6 +146,28 @@ def monitor(stack: Stack) -> None:
     raise DemoError(f"the monitor does not start:\n{child.tail()}")
 
 
+def inbox(stack: Stack) -> None:
+    """Start the Slack workspace, on any free port."""
+    child = stack.run("inbox", sys.executable, "-m", "celeryscope.demo.slack")
+    if not stack.until(child, lambda: "\n" in child.log.read_text(errors="replace")):
+        raise DemoError(f"the Slack inbox does not start:\n{child.tail()}")
+    stack.urls["slack inbox"] = child.log.read_text().partition(SAYS)[2].split()[0]
+
+
+def alerter(stack: Stack) -> None:
+    """Start `celeryscope alerter`, less patient than people want, so that incidents end while somebody looks."""
+    folder = stack.nursery.folder / "state"
+    child = stack.run(
+        "alerter",
+        *(sys.executable, "-m", "celeryscope", "alerter", "--broker", stack.broker_url, "--listen", "127.0.0.1:0"),
+        *("--state-dir", folder, "--slack-channel", "#alerts", "--quiet", QUIET, "--update-interval", "3s"),
+        CELERYSCOPE_SLACK_BASE_URL=f"{stack.urls['slack inbox']}/api/",
+        CELERYSCOPE_SLACK_TOKEN=TOKEN,
+    )
+    if not stack.until(child, lambda: "alerter reads" in child.log.read_text(errors="replace")):
+        raise DemoError(f"the alerter does not start:\n{child.tail()}")
+
+
 def workers(stack: Stack) -> None:
     """Start a prefork worker for most queues, and one for the slow reports alone."""
     for name in WORKERS:
@@ -197,7 +224,16 @@ def prometheus(stack: Stack) -> None:
     raise DemoError(f"Prometheus does not start:\n{child.tail()}")
 
 
-SERVICES: tuple[Callable[[Stack], None], ...] = (broker, monitor, workers, beat, customers, prometheus)
+SERVICES: tuple[Callable[[Stack], None], ...] = (
+    broker,
+    monitor,
+    inbox,
+    alerter,
+    workers,
+    beat,
+    customers,
+    prometheus,
+)
 """Each starts one part, once those before it stand; another part of celeryscope is one more line."""
 
 

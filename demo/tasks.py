@@ -9,6 +9,9 @@ from typing import Any
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
 
+BAD_SECONDS = 12
+"""So long in each minute mails fail, and then no more: an incident that opens, is counted and is resolved."""
+
 
 class PaymentDeclinedError(Exception):
     """The bank said no: a failure that no retry can mend."""
@@ -36,6 +39,12 @@ def place_order(order: int) -> int:
     retry_backoff_max=4,
     retry_jitter=True,
     max_retries=3,
+    celeryscope={
+        "channel": "#payments",
+        "severity": "critical",
+        "runbook": "https://wiki.example.com/runbooks/payments",
+        "include_args": ["order"],
+    },
 )
 def charge(order: int) -> int:
     """Succeed mostly; fail sometimes; retry with backoff, and mostly succeed then."""
@@ -59,9 +68,9 @@ def sync_stock(self: Task[Any, Any]) -> None:
 
 @shared_task(name="shop.email.send")
 def send_email(kind: str) -> str:
-    """Succeed mostly, after a while; fail sometimes."""
+    """Succeed after a while; the mail server has a bad time in the first seconds of every minute."""
     time.sleep(random.uniform(0.05, 0.4))
-    if random.random() < 0.08:
+    if time.time() % 60 < BAD_SECONDS and random.random() < 0.5:
         raise MailServerError(f"550 mailbox of the {kind} mail is unavailable")
     return kind
 
@@ -123,7 +132,7 @@ def warm_cache() -> None:
     raise Ignore
 
 
-@shared_task(name="shop.webhooks.deliver", bind=True, acks_late=True)
+@shared_task(name="shop.webhooks.deliver", bind=True, acks_late=True, celeryscope={"severity": "info"})
 def deliver_webhook(self: Task[Any, Any]) -> None:
     """Be rejected: put back into the queue the first time, thrown away the second time."""
     again = bool((self.request.delivery_info or {}).get("redelivered"))

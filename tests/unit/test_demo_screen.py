@@ -10,13 +10,18 @@ from celeryscope.demo import screen
 from celeryscope.exporters.reading import Page
 from rich.console import Console
 
-SERVICES = ("broker", "monitor", "worker", "reports", "beat", "customers", "prometheus")
+SERVICES = ("broker", "monitor", "inbox", "alerter", "worker", "reports", "beat", "customers", "prometheus")
 
 
 def stack(port: int = 9808, taken: bool = False) -> Any:
     url = f"http://127.0.0.1:{40000 if taken else port}"
     children = {name: SimpleNamespace(pid=1234567 + n, running=name != "beat") for n, name in enumerate(SERVICES)}
-    urls = {"broker": "redis://127.0.0.1:45699/0", "metrics": f"{url}/metrics", "prometheus": "http://127.0.0.1:34903"}
+    urls = {
+        "broker": "redis://127.0.0.1:45699/0",
+        "metrics": f"{url}/metrics",
+        "slack inbox": "http://127.0.0.1:45700",
+        "prometheus": "http://127.0.0.1:34903",
+    }
     return SimpleNamespace(port=port, monitor_url=url, urls=urls, services=children)
 
 
