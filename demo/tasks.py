@@ -32,7 +32,7 @@ def place_order(order: int) -> int:
     return order
 
 
-@shared_task(
+@shared_task(  # type: ignore[call-overload,untyped-decorator] # Celery's stubs know of no further options
     name="shop.payments.charge",
     autoretry_for=(BankUnavailableError,),
     retry_backoff=1,
@@ -132,7 +132,9 @@ def warm_cache() -> None:
     raise Ignore
 
 
-@shared_task(name="shop.webhooks.deliver", bind=True, acks_late=True, celeryscope={"severity": "info"})
+@shared_task(  # type: ignore[call-overload,untyped-decorator]
+    name="shop.webhooks.deliver", bind=True, acks_late=True, celeryscope={"severity": "info"}
+)
 def deliver_webhook(self: Task[Any, Any]) -> None:
     """Be rejected: put back into the queue the first time, thrown away the second time."""
     again = bool((self.request.delivery_info or {}).get("redelivered"))
