@@ -9,6 +9,7 @@ there.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .outbox import Publisher
 
 _connections: weakref.WeakKeyDictionary[Any, Connection] = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
 
 
 def connect(app: Celery, options: Options | None = None) -> Reporter:
@@ -68,8 +70,10 @@ class Connection:
             signals.task_rejected: self.on_task_rejected,
             signals.task_internal_error: self.on_internal_error,
         }
+        # Celery 5.4 takes the same method of two objects for one receiver, unless each has an id of its own.
+        self._uid = f"celeryscope-failures-{next(_numbers)}"
         for signal, receiver in listen.items():
-            signal.connect(receiver, weak=False)
+            signal.connect(receiver, weak=False, dispatch_uid=self._uid)
 
     def _publisher(self) -> Publisher:
         from .publisher import QueuePublisher
@@ -154,7 +158,7 @@ class Connection:
         """Report tasks that are called in this very process, too."""
         if not self._eager:
             self._eager = True
-            signals.task_failure.connect(self.on_eager_failure, weak=False)
+            signals.task_failure.connect(self.on_eager_failure, weak=False, dispatch_uid=self._uid)
             atexit.unregister(self._flush)
             atexit.register(self._flush)
 

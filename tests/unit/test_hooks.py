@@ -252,7 +252,11 @@ class Hostile(CardError):
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize("text", [None, 17, "", "x" * 10**7, "\ud800 \x00 Traceback", traceback])
+@pytest.mark.parametrize(
+    "text",
+    [None, 17, "", "x" * 10**7, "\ud800 \x00 Traceback", traceback],
+    ids=["none", "number", "empty", "huge", "not text", "module"],
+)
 def test_hostile_tracebacks(site: Site, text: object) -> None:
     info = SimpleNamespace(exception=Hostile(), traceback=text, type=Hostile)
     site.request().on_failure(info)
