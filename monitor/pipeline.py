@@ -136,7 +136,7 @@ class Pipeline:
 
         def handle(e: Any, now: float) -> None:
             handler(e, now)
-            if e.uuid in ledger.watched or e.name in ledger.tasks:
+            if (ledger.tasks or ledger.watched) and (e.uuid in ledger.watched or e.name in ledger.tasks):
                 ledger.run_event(kind, e.uuid, e.name or "", e.timestamp, now)
 
         return handle
