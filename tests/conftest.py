@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 from celeryscope.monitor.guard import Guard
 from helpers import RabbitServer, RedisServer, system_command
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# The same examples every time and no stopwatch: a run on a loaded machine fails for a reason or not at all.
+# `--hypothesis-profile=thorough` looks for new ones.
+settings.register_profile(
+    "everyday", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "thorough", deadline=None, max_examples=1_000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("everyday")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ import math
 from celeryscope.exporters.prometheus import CeleryscopeCollector, Exposition
 from celeryscope.monitor.catalog import METRICS
 from celeryscope.monitor.facts import Family
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -55,7 +55,6 @@ def exposition(brokers, **options):
     return facts, Exposition(facts, own=False, clock=lambda: 0.0, **options)
 
 
-@settings(max_examples=60)
 @given(st.lists(st.tuples(families(), families()), min_size=1, max_size=3), STATIC, st.sampled_from(["", "acme_"]))
 def test_equal_to_prometheus_clients_own_rendering(rounds, static, prefix):
     """For any facts of two brokers, over several scrapes, in both formats, byte for byte."""
@@ -101,7 +100,6 @@ def same(left, right):
         assert value == right[key] or (math.isnan(value) and math.isnan(right[key])), key
 
 
-@settings(max_examples=60)
 @given(families())
 def test_what_is_written_is_what_a_reader_reads(found):
     """Escaping is undone by the reference parser, so no label value can forge a line or a series."""
@@ -110,7 +108,6 @@ def test_what_is_written_is_what_a_reader_reads(found):
     same(samples_of(found), samples_read(page.render(), read_text))
 
 
-@settings(max_examples=60)
 @given(families().map(lambda found: [f for f in found if not f.metric.name.endswith("_info")]))
 def test_openmetrics_is_read_too(found):
     facts, page = exposition([""])

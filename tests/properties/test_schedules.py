@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 from beat_world import START, World, interval
 from celery.schedules import crontab
-from hypothesis import given, settings
+from hypothesis import given
 
 SETTLE = 41.0
 
@@ -86,7 +86,6 @@ def missed_of_grid(attempts: list[float], step: float, start: float, now: float)
     every=st.floats(1.0, 7.0), minutes=st.sampled_from([1, 2, 5]), loss=st.sampled_from([0.0, 0.1]),
     what=happenings, seed=st.integers(0, 1_000), skew=st.sampled_from([0.0, -300.0, 45.0]),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
 def test_every_slot_is_dispatched_failed_missed_or_pending(every, minutes, loss, what, seed, skew):
     schedule = {"often": interval(every), "cron": {"task": "proj.cron", "schedule": crontab(minute=f"*/{minutes}")}}
     world = World(schedule, loss=loss, seed=seed, skew=skew)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celeryscope.monitor.events import TaskEvent, WorkerEvent
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from stories import START, Story
 
@@ -152,7 +152,6 @@ def iterate(head: Any) -> Any:
 
 
 @given(streams())
-@settings(max_examples=150, deadline=None)
 def test_any_events_in_any_order_with_any_gaps(stream: list[tuple[Any, float]]) -> None:
     story = Story(worker_timeout=60)
     tell(story, stream)
@@ -166,7 +165,6 @@ LIFE = ("sent", "received", "started")
     st.randoms(use_true_random=False),
     st.floats(0, 0.5),
 )
-@settings(max_examples=100, deadline=None)
 def test_shuffled_and_doubled_lives_within_the_hold_are_counted_exactly(
     ends: list[str], random: Any, doubled: float
 ) -> None:
@@ -193,7 +191,6 @@ def test_shuffled_and_doubled_lives_within_the_hold_are_counted_exactly(
 
 
 @given(st.lists(st.booleans(), min_size=8, max_size=8), st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
 def test_lost_events_leak_nothing_once_the_tasks_have_expired(lost: list[bool], tasks: int) -> None:
     story = Story(expire=600, worker_timeout=60, forget_worker_after=700)
     for i in range(tasks):

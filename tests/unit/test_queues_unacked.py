@@ -7,7 +7,7 @@ import math
 from collections import Counter
 
 from celeryscope.monitor.queues_unacked import Held, UnackedIndex
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 TAGS = [f"t{n}".encode() for n in range(24)]
@@ -54,7 +54,6 @@ class Server:
                 self.sample(now)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(ADD, REMOVE, SAMPLE), max_size=120))
 def test_counts_settle_on_what_the_server_holds(steps):
     """Whatever is added, removed, delivered again with another score or by a slow clock: the counts come right."""
