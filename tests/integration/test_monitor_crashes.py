@@ -65,7 +65,8 @@ class Truth:
 
     def count(self, kind: str, *tasks: str) -> int:
         return sum(
-            what.partition(":")[0] == kind and task in tasks for what, task, _ in map(str.split, self.path.open())
+            what.partition(":")[0] == kind and task in tasks
+            for what, task, _ in map(str.split, self.path.read_text().splitlines())
         )
 
 
@@ -75,9 +76,10 @@ def loaded(app: Celery) -> Iterator[None]:
     done = threading.Event()
 
     def produce() -> None:
-        while not done.wait(0.2):
-            for name in LOAD * 3:
-                app.send_task(name, queue="default")
+        with app.connection_for_write() as connection:
+            while not done.wait(0.2):
+                for name in LOAD * 3:
+                    app.send_task(name, queue="default", connection=connection)
 
     producer = threading.Thread(target=produce)
     producer.start()
@@ -123,8 +125,9 @@ def test_killed_at_random_moments_it_starts_again_and_is_wrong_by_what_it_says_a
             stack.enter_context(running(Process(argv, log=tmp_path / "worker.log", cwd=tmp_path, env=env)))
             first = Monitor(tmp_path, server.url, 0)
             eventually(lambda: first.get("/-/ready"), 60)
-            for _ in range(HELD):
-                app.send_task("exactly.mail", queue="held")
+            with app.connection_for_write() as connection:
+                for _ in range(HELD):
+                    app.send_task("exactly.mail", queue="held", connection=connection)
             eventually(lambda: first.scrape().total("celery_tasks_waiting", task="exactly.mail", queue="held") == HELD)
             # From here on the worker's own count is known.
             eventually(lambda: list(first.scrape().samples("celery_worker_processed_total", worker="load@h")), 60)
