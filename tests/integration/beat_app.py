@@ -55,7 +55,7 @@ app.conf.beat_schedule = {
     "two": entry("two", 2.0, options={"headers": {"mine": "yes"}}),
     "cron": entry("cron", crontab()),
 }
-if SCHEDULER == "django":
+if SCHEDULER == "django" and "CLOCKED" in os.environ:
     from django_celery_beat.clockedschedule import clocked
 
     soon = datetime.fromtimestamp(float(os.environ["CLOCKED"]), timezone.utc)

