@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +41,17 @@ class Monitor(Process):
         super().__init__([*argv, "--state-dir", folder / "state", *intervals], log=log, cwd=folder)
 
     def get(self, path: str) -> str | None:
-        """Return what a page says; None while nothing is served."""
+        """Return what a page says; None while nothing is served, or it says that something is not well."""
         found = re.search(r"serves (http://\S+)/metrics", self.output)
         if found is None:
             return None
-        with urllib.request.urlopen(found[1] + path, timeout=10) as answer:
-            text: str = answer.read().decode()
-            return text
+        try:
+            with urllib.request.urlopen(found[1] + path, timeout=10) as answer:
+                text: str = answer.read().decode()
+                return text
+        except urllib.error.HTTPError as error:
+            error.close()
+            return None
 
     def scrape(self) -> Page:
         return Page(self.get("/metrics") or "")
