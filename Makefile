@@ -13,7 +13,7 @@ CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format format-check lint types imports sizes generated generate bench \
-	integration integration-packages oldest-env lock clean
+	integration integration-packages soak oldest-env lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -22,7 +22,7 @@ demo: $(VENV)/.complete ## the whole system on this machine: example app, worker
 	$(BIN)/python -m celeryscope demo
 
 test: $(VENV)/.complete ## all tests that need Python packages alone; TESTS=path narrows them
-	$(PYTEST) -m "not system" $(or $(TESTS),tests)
+	$(PYTEST) -m "not system and not soak" $(or $(TESTS),tests)
 
 check: format-check lint types imports sizes generated test ## what must hold before a commit
 
@@ -57,7 +57,10 @@ bench: $(VENV)/.complete ## speed and memory, as ratios against Celery's own rec
 	$(BIN)/python tests/bench
 
 integration: $(VENV)/.complete oldest-env ## the tests that need servers of the system as well
-	$(PYTEST) -m system $(or $(TESTS),tests)
+	$(PYTEST) -m "system and not soak" $(or $(TESTS),tests)
+
+soak: $(VENV)/.complete ## what takes many minutes: 20 000 real failures, a storm of 100 000 (servers as for integration)
+	$(PYTEST) -m soak -rP $(or $(TESTS),tests)
 
 integration-packages: ## install those servers (Debian, Ubuntu)
 	apt-get update

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import itertools
 import json
 import signal
 import sqlite3
 import sys
 import time
-from collections import Counter
 
 import httpx
 import pytest
@@ -26,14 +24,13 @@ from celeryscope.alerts.slack import SlackWeb
 from celeryscope.alerts.slack_blocks import COLORS
 from celeryscope.alerts.store import Database
 from celeryscope.alerts.successes import SuccessWatch
-from celeryscope.demo.inbox import DOWN, LOST_ANSWER, TOKEN, Inbox
+from celeryscope.demo.inbox import TOKEN, Inbox
 from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.sources import Source
 from helpers import Process, RedisServer, eventually, running, worker_argv
 from kombu import Connection
+from ordeal import KINDS, Ordeal, one_in
 from pydantic import SecretStr
-
-KINDS = 30
 
 
 @pytest.fixture(name="inbox")
@@ -50,48 +47,13 @@ def storm(rounds: int) -> list[bytes]:
     ]
 
 
-def empty(url: str) -> bool:
-    """Whether the outbox is empty and nothing of it is unacknowledged."""
-    with redis.Redis.from_url(url) as client:
-        return client.llen("celeryscope.failures") == 0 and client.hlen("celeryscope.unacked") == 0
-
-
-def one_in(every: int):
-    """A Slack that accepts calls and loses the answer, for one chat call in so many."""
-    numbers = itertools.count(1)
-    return lambda method: LOST_ANSWER if method.startswith("chat.") and next(numbers) % every == 0 else None
-
-
 def test_every_failure_is_told_once_whatever_slack_and_the_alerter_go_through(valkey, inbox, tmp_path):
     """3 000 failures of 30 kinds; Slack down, then slow, then losing answers; the alerter killed twice."""
-    inbox.script = lambda _method: DOWN
-    with running(quick_alerter(tmp_path, valkey.url, inbox)) as first:
-        publish(valkey.url, storm(40))
-        eventually(lambda: empty(valkey.url) and inbox.refused["503"])
-        first.send(signal.SIGKILL)
-        first.popen.wait(5)
-    publish(valkey.url, storm(40))
-    with running(quick_alerter(tmp_path, valkey.url, inbox, name="second")) as second:
-        inbox.per_second = 20
-        inbox.script = lambda _method: None
-        eventually(lambda: len(inbox.top()) >= 5, 40)
-        inbox.script = one_in(6)
-        eventually(lambda: len(inbox.top()) >= 12, 40)
-        second.send(signal.SIGKILL)
-        second.popen.wait(5)
-    publish(valkey.url, storm(20))
-    with running(quick_alerter(tmp_path, valkey.url, inbox, name="third")):
-        eventually(lambda: len(inbox.top()) >= 25, 60)
-        inbox.script = lambda _method: None
 
-        def complete() -> bool:
-            messages = inbox.top()
-            assert Counter(map(task_of, messages)) == Counter({f"shop.task{kind}": 1 for kind in range(KINDS)})
-            assert Counter(map(told, messages)) == {100: KINDS}
-            return True
+    def fail(rounds: int) -> None:
+        publish(valkey.url, storm(rounds))
 
-        eventually(complete, 60)
-    assert sum(inbox.accepted.values()) < 150
+    Ordeal(tmp_path, valkey.url, inbox, fail, "shop.task", calls_a_second=20).run(100)
 
 
 def in_process(folder, broker: str, inbox: Inbox, successes: SuccessWatch | None = None, **config) -> Alerter:
