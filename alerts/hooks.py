@@ -38,8 +38,8 @@ _connections: weakref.WeakKeyDictionary[Any, Connection] = weakref.WeakKeyDictio
 _numbers = itertools.count()
 
 
-def connect(app: Celery, options: Options | None = None) -> Reporter:
-    """Report the failures of `app`'s tasks from every worker that runs this.
+def connect(app: Celery, options: Options | None = None, *, every_task: bool = True) -> Reporter:
+    """Report the failures of `app`'s tasks from every worker that runs this; of all of them, or of `AlertingTask`s.
 
     Connecting again only changes the options. Nothing is opened or started before the first failure.
     """
@@ -48,13 +48,16 @@ def connect(app: Celery, options: Options | None = None) -> Reporter:
     if connection is None:
         connection = _connections[app] = Connection(app)
     connection.reporter.configure(chosen)
+    connection.every_task = connection.every_task or every_task
     if chosen.notify_eager:
         connection.listen_to_eager()
     return connection.reporter
 
 
 class Connection:
-    """The hooks of one app in one process."""
+    """The hooks of one app in one process; they live as long as the app, to whose signals they listen weakly."""
+
+    every_task = False
 
     def __init__(self, app: Celery) -> None:
         self._app = weakref.ref(app)
@@ -73,7 +76,7 @@ class Connection:
         # Celery 5.4 takes the same method of two objects for one receiver, unless each has an id of its own.
         self._uid = f"celeryscope-failures-{next(_numbers)}"
         for signal, receiver in listen.items():
-            signal.connect(receiver, weak=False, dispatch_uid=self._uid)
+            signal.connect(receiver, dispatch_uid=self._uid)
 
     def _publisher(self) -> Publisher:
         from .publisher import QueuePublisher
@@ -92,9 +95,8 @@ class Connection:
             return
         self._worker_pid, self._flushed = os.getpid(), False
         self.reporter.host = str(sender.hostname)
-        hook_tasks(app)
-        atexit.unregister(self._flush)
-        atexit.register(self._flush)
+        self._hook(app)
+        _flush_at_exit()
         for task in list(app.tasks.values()):
             self.reporter.settings(task)  # so that mistakes in them are logged at the start, not at the first failure
 
@@ -102,7 +104,11 @@ class Connection:
     def on_after_setup(self, instance: Any = None, **_: Any) -> None:
         """Once more: other receivers of `worker_init` may have registered tasks after us."""
         if instance.app is self._app():
-            hook_tasks(instance.app)
+            self._hook(instance.app)
+
+    def _hook(self, app: Any) -> None:
+        if self.every_task:
+            hook_tasks(app)
 
     @guarded("failure hooks: worker_ready", None)
     def on_worker_ready(self, sender: Any = None, **_: Any) -> None:
@@ -123,9 +129,10 @@ class Connection:
     def on_worker_shutdown(self, sender: Any = None, **_: Any) -> None:
         """Let the last failures leave, for a bounded time."""
         if self._mine(sender.app):
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Let what waits leave, once and for at most `FLUSH` seconds."""
         if not self._flushed:
             self._flushed = True
             with Guard("failure hooks: flush"):
@@ -148,7 +155,7 @@ class Connection:
     @guarded("failure hooks: task_internal_error", None)
     def on_internal_error(self, sender: Any = None, task_id: Any = None, einfo: Any = None, **_: Any) -> None:
         """Celery's own handling of a task raised. In a pool child nothing is done: there `Request` tells of it."""
-        if not self._mine(sender.app):
+        if not self._mine(sender.app) or not (self.every_task or isinstance(sender, AlertingTask)):
             return
         request = _worker_state().requests.get(task_id)
         if request is not None and not _over(request):
@@ -158,9 +165,8 @@ class Connection:
         """Report tasks that are called in this very process, too."""
         if not self._eager:
             self._eager = True
-            signals.task_failure.connect(self.on_eager_failure, weak=False, dispatch_uid=self._uid)
-            atexit.unregister(self._flush)
-            atexit.register(self._flush)
+            signals.task_failure.connect(self.on_eager_failure, dispatch_uid=self._uid)
+            _flush_at_exit()
 
     @guarded("failure hooks: eager", None)
     def on_eager_failure(self, sender: Any = None, exception: Any = None, einfo: Any = None, **_: Any) -> None:
@@ -170,6 +176,16 @@ class Connection:
             return
         if not isinstance(exception, sender.throws or ()) or self.reporter.wants_throws(sender):
             self.reporter.failed_eagerly(sender, einfo.traceback, class_name(type(exception)))
+
+
+def _flush_at_exit() -> None:
+    atexit.unregister(_flush_all)
+    atexit.register(_flush_all)
+
+
+def _flush_all() -> None:
+    for connection in list(_connections.values()):
+        connection.flush()
 
 
 class _NotRegistered(Exception):  # noqa: N818 - named as Celery names it
@@ -206,14 +222,17 @@ class Reporting:
         """Celery's handler of whatever did not succeed, retries and rejects included."""
         heard: list[tuple[Any, Any]] = []
         over = False
+        own: tuple[Any, ...] = ()
         with Guard("failure hooks: before on_failure"):
             over = _over(self)
-            _listen(self, heard)
+            own = _listen(self, heard)
         try:
             return super().on_failure(exc_info, *args, **kwargs)  # type: ignore[misc]
         finally:
             with Guard("failure hooks: on_failure"):
                 self.__dict__.pop("send_event", None)
+                if own:
+                    self.__dict__["send_event"] = own[0]
                 if not over:
                     _report(self, exc_info, dict(heard))
 
@@ -238,8 +257,12 @@ def _over(request: Any) -> bool:
     return bool(getattr(request, "_already_revoked", False) or getattr(request, "_already_cancelled", False))
 
 
-def _listen(request: Any, heard: list[tuple[Any, Any]]) -> None:
-    """Hear what Celery announces of `request`: only it knows whether a lost process means retry, requeue or success."""
+def _listen(request: Any, heard: list[tuple[Any, Any]]) -> tuple[Any, ...]:
+    """Hear what Celery announces of `request`: only it knows whether a lost process means retry, requeue or success.
+
+    Return what the instance itself had in that place, if anything: another instrumentation's wrapper is to stay.
+    """
+    own = (request.__dict__["send_event"],) if "send_event" in request.__dict__ else ()
     announce = request.send_event
 
     def send_event(type: Any, *args: Any, **fields: Any) -> Any:  # noqa: A002 - Celery's name for it
@@ -247,6 +270,7 @@ def _listen(request: Any, heard: list[tuple[Any, Any]]) -> None:
         return announce(type, *args, **fields)
 
     request.send_event = send_event
+    return own
 
 
 def _report(request: Any, exc_info: Any, heard: Mapping[Any, Any]) -> None:
@@ -299,7 +323,7 @@ def _report_limit(request: Any, timeout: Any) -> None:
 
 def _reporter(request: Any) -> Reporter:
     connection = _connections.get(request.app)
-    return connection.reporter if connection is not None else connect(request.app)
+    return connection.reporter if connection is not None else connect(request.app, every_task=False)
 
 
 class AlertingTask(Task):  # type: ignore[type-arg]
@@ -318,4 +342,4 @@ class AlertingTask(Task):  # type: ignore[type-arg]
         with Guard("failure hooks: AlertingTask"):
             cls.Request = reporting(symbol_by_name(cls.Request))  # type: ignore[assignment]
             if app not in _connections:
-                connect(app)
+                connect(app, every_task=False)

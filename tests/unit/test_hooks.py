@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
 import traceback
+import weakref
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +147,16 @@ def test_celery_decides_what_became_of_a_lost_process(site: Site, event: str, to
     assert len(site.told()) == told
     assert request.sent == [event]
     assert "send_event" not in request.__dict__
+
+
+def test_anothers_wrapper_of_send_event_stays(site: Site) -> None:
+    """Other instrumentation may have put its own on the very same request."""
+    request = site.request(lambda request: request.send_event("task-failed"))
+    theirs: list[str] = []
+    request.send_event = wrapper = theirs.append
+    request.on_failure(einfo(CardError("x")))
+    assert theirs == ["task-failed"]
+    assert request.send_event is wrapper
 
 
 @pytest.mark.parametrize("requeue", [True, False])
@@ -342,6 +354,38 @@ def test_alerting_task_connects_its_app() -> None:
     hooks.hook_tasks(app)
     assert app.tasks["own"].Request is kind
     assert Task.Request == "celery.worker.request:Request"
+
+
+def test_one_alerting_task_is_one() -> None:
+    """Said of one task, it does not report every other task of the app; `install` does, before or after."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+
+    @app.task(shared=False, name="loud", base=celeryscope.AlertingTask)
+    def loud() -> None:
+        """Nothing."""
+
+    @app.task(shared=False, name="quiet")
+    def quiet() -> None:
+        """Nothing."""
+
+    assert issubclass(app.tasks["loud"].Request, hooks.Reporting)
+    signals.worker_init.send(sender=Sender(app))
+    assert app.tasks["quiet"].Request == Task.Request
+    celeryscope.install(app)
+    signals.worker_init.send(sender=Sender(app))
+    assert issubclass(app.tasks["quiet"].Request, hooks.Reporting)
+
+
+def test_an_app_that_is_gone_leaves_nothing_behind() -> None:
+    """A test suite makes thousands of them; a signal must not call the hooks of each."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    celeryscope.install(app, notify_eager=True)
+    connection = weakref.ref(hooks._connections[app])
+    app.close()
+    del app
+    gc.collect()
+    gc.collect()  # what had been kept for the app is garbage only once that is gone
+    assert connection() is None
 
 
 def test_nothing_runs_in_pool_children(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
