@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celeryscope.monitor.guard import Guard
@@ -31,6 +32,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _guard_reraises(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that the guard would hide in production fails the suite, unless the test is about the guard."""
     monkeypatch.setattr(Guard, "reraise", "guard_swallows" not in request.keywords)
+
+
+@pytest.fixture(autouse=True)
+def _engines_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test opens of the incident store is closed after it, whatever it was about."""
+    store = sys.modules.get("celeryscope.alerts.store")
+    engines: list[Any] = []
+    if store is not None:
+        make = store._engine
+        monkeypatch.setattr(store, "_engine", lambda url: engines.append(make(url)) or engines[-1])
+    yield
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.fixture(scope="session", name="valkey_server")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import outboxes
 import pytest
 import redis
-from celery import chord
+from celery import _state, chord
 from helpers import Process, RabbitServer, RedisServer, eventually, oldest_python, running, worker_argv
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def load_app(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import the app afresh: each server needs its own, and Celery keeps the broker it was made with."""
     monkeypatch.setenv("BROKER", url)
     monkeypatch.syspath_prepend(HERE)
+    # Else its tasks would be tasks of every app that is made in this process from then on.
+    monkeypatch.setattr("celery._state._on_app_finalizers", set(_state._on_app_finalizers))
     sys.modules.pop("failing_app", None)
     return importlib.import_module("failing_app")
 
