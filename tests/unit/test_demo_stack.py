@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celeryscope.demo import stack
+from celeryscope.alerts.options import task_settings
+from celeryscope.demo import stack, tasks
+from celeryscope.demo.slack import CHANNELS
 from celeryscope.demo.stack import BACK_AFTER, Stack
 
 
@@ -38,3 +40,11 @@ def test_a_worker_that_was_killed_is_back_after_a_while_and_only_it(monkeypatch:
     demo.revive(1001.0 + BACK_AFTER)
     assert demo.ended == {}
     assert started == ["reports"]
+
+
+def test_the_example_app_shows_settings_of_a_task_that_are_understood() -> None:
+    """People copy it."""
+    settings, wrong = task_settings("charge", tasks.charge.celeryscope)
+    assert wrong == []
+    assert settings.sent["channel"] == f"#{CHANNELS[1]}"
+    assert settings.include_args == {"order"}
