@@ -239,7 +239,9 @@ class Probe:
         if entries.kind_of(attempt.entry.schedule) == "unknown":
             next_due = entries.due(attempt.entry, attempt.sent, self.clock())
             self._note_unknown(attempt.name, next_due)
-        self.sender.put(functools.partial(self.reports.dispatch, attempt, count, self.seq, error, next_due))
+        # The error's name alone: its traceback holds the frames of a publish, and up to 20 000 reports may wait.
+        failed = None if error is None else type(error).__name__
+        self.sender.put(functools.partial(self.reports.dispatch, attempt, count, self.seq, failed, next_due))
 
     def _note_unknown(self, name: str, due: float | None) -> None:
         if due is not None and (name in self.unknown_due or len(self.unknown_due) < UNKNOWN_LOOKED_AT):

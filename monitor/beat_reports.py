@@ -125,9 +125,7 @@ class Reports:
             "full": full,
         }
 
-    def dispatch(
-        self, attempt: Attempt, count: Count, seq: int, error: Exception | None, next_due: float | None
-    ) -> Message:
+    def dispatch(self, attempt: Attempt, count: Count, seq: int, error: str | None, next_due: float | None) -> Message:
         """Return the event of one attempt; it describes its entry too, for an entry that no listing has."""
         entry = attempt.entry
         fields = {
@@ -148,7 +146,7 @@ class Reports:
         }
         if error is None:
             return "beat-dispatched", {**fields, "uuid": count.uuid}
-        return "beat-dispatch-failed", {**fields, "exception": type(error).__name__}
+        return "beat-dispatch-failed", {**fields, "exception": error}
 
     def _listing(self) -> Iterator[Message]:
         probe = self._probe

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shelve
 import threading
+import weakref
 from datetime import datetime, timedelta, timezone, tzinfo
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +153,26 @@ def test_a_failed_dispatch_is_reported_and_the_schedulers_error_unchanged():
     w.deliver(b)
     (failed,) = events(w, "beat-dispatch-failed")
     assert (failed["exception"], failed["failed"], failed["dispatched"]) == ("ConnectionError", 1, 0)
+
+
+def test_a_report_that_waits_for_the_broker_keeps_no_frames_of_the_failed_publish():
+    """A traceback holds connections and messages; thousands of reports may wait while the broker is away."""
+
+    class Refused(ConnectionError):
+        """Unlike a builtin, it can be referred to weakly."""
+
+    def refuse(scheduler: Any, entry: Any) -> Any:
+        raise Refused
+
+    w = World({"two": interval(2.0)})
+    b = w.start()
+    w.dispatch = refuse  # type: ignore[method-assign]
+    try:
+        b.scheduler.apply_async(b.scheduler.schedule["two"])
+    except Refused as raised:
+        error = weakref.ref(raised)
+    gc.collect()
+    assert error() is None
 
 
 def test_a_scheduler_that_decides_against_a_run_has_dispatched_nothing():
