@@ -80,7 +80,7 @@ class Line:
         try:
             self._connection.release()
         except Exception as error:  # noqa: BLE001 - it is most often closed because it is broken
-            logger.debug("celeryscope: closing the event connection: %r", error)
+            logger.debug("celeryscope: closing the event connection: %s", _brief(error))
 
 
 class Sender:
@@ -186,7 +186,7 @@ class Sender:
         now = time.monotonic()
         if self._down_since is None:
             self._down_since = now
-            logger.warning("celeryscope: beat events wait for the broker: %r", error)
+            logger.warning("celeryscope: beat events wait for the broker: %s", _brief(error))
         self._retry_at = now + min(RETRY[0] * 2**self._failures, RETRY[1])
         self._failures = min(self._failures + 1, 10)
 
@@ -204,6 +204,11 @@ class Sender:
             for kind, fields in self._poll():
                 self._line.send(kind, fields)
         except Exception as error:  # noqa: BLE001 - the broker may go together with beat
-            logger.debug("celeryscope: last beat events not sent: %r", error)
+            logger.debug("celeryscope: last beat events not sent: %s", _brief(error))
         finally:
             self._line.close()
+
+
+def _brief(error: Exception) -> str:
+    """Return the class alone: an error of a client may hold the broker's address with its password."""
+    return f"{type(error).__module__}.{type(error).__qualname__}"

@@ -24,7 +24,7 @@ class FakeLine:
 
     def open(self) -> Any:
         if self.refuses:
-            raise ConnectionRefusedError("refused")
+            raise ConnectionRefusedError("redis://:hunter2@broker refused")
         self.opened += 1
         return self
 
@@ -86,6 +86,15 @@ def test_what_a_broken_broker_did_not_take_is_sent_later(line, make):
     line.refuses = False
     eventually(lambda: numbers(line) == list(range(5)))
     assert sender.dropped == 0
+
+
+def test_an_outage_is_told_without_what_the_client_says_of_it(line, make, caplog):
+    """A client's error may hold the broker's address with its password."""
+    line.refuses = True
+    with caplog.at_level("DEBUG"):
+        make().put(report(1))
+        eventually(lambda: "beat events wait for the broker: builtins.ConnectionRefusedError" in caplog.text)
+    assert "hunter2" not in caplog.text
 
 
 def test_a_hanging_broker_holds_up_neither_put_nor_close(line, make, monkeypatch):
