@@ -100,14 +100,13 @@ def test_while_the_store_cannot_be_written_failures_wait_on_the_broker(valkey, i
     """And nothing is lost or counted twice when it can be again."""
     alerter = in_process(tmp_path, valkey.url, inbox)
     with redis.Redis.from_url(valkey.url) as client, started(alerter):
-        with sqlite3.connect(tmp_path / "incidents.db") as file:
+        with contextlib.closing(sqlite3.connect(tmp_path / "incidents.db")) as file, file:
             file.execute("ALTER TABLE celeryscope_batches RENAME TO away")
         publish(valkey.url, [batch(entry(count=7, message="sesame"))])
         eventually(lambda: "incident store cannot be used" in caplog.text)
         eventually(lambda: client.llen(QUEUE) == 1)
-        with sqlite3.connect(tmp_path / "incidents.db") as file:
+        with contextlib.closing(sqlite3.connect(tmp_path / "incidents.db")) as file, file:
             file.execute("ALTER TABLE away RENAME TO celeryscope_batches")
-        file.close()
         eventually(lambda: inbox.top() and told(inbox.top()[0]) == 7, 40)
         assert "sesame" not in caplog.text
 
