@@ -42,12 +42,13 @@ def noon_at(moment: float) -> float:
     return round(((low + high) / 2 + 180) % 360 - 180, 6)
 
 
-@pytest.fixture(scope="module", name="farm")
-def _farm(valkey_server, tmp_path_factory):
-    farm = Farm(valkey_server, tmp_path_factory.mktemp("beats"), 6)
+@pytest.fixture(name="farm")
+def _farm(valkey, tmp_path):
+    farm = Farm(valkey, tmp_path, 6)
     farm.ears |= {"lossy": Ear(0.1), "restarted": Ear()}
     farm.env["DATABASE"] = str(farm.folder / "beat.sqlite3")
     python("beat_app.py", **farm.env, SCHEDULER="django")
+    farm.worker()
     yield farm
     farm.close()
 
@@ -78,7 +79,6 @@ def after_a_dispatch(farm: Farm, app: str, wait: float) -> None:
 
 
 def test_a_bad_day(farm):
-    farm.worker()
     beats: dict[str, Process] = {app: farm.beat(app, app) for app in APPS}
     for app in APPS:
         eventually(lambda app=app: len(farm.truth(app, "two")) >= 3, 60)
