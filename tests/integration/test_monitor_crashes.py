@@ -113,7 +113,7 @@ def consistent(page: Page) -> None:
 
 
 @pytest.mark.timeout(1_200)
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.system)])
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.soak)])
 def test_killed_at_random_moments_it_starts_again_and_is_wrong_by_what_it_says_at_most(
     kills: int, tmp_path: Path
 ) -> None:
