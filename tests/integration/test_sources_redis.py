@@ -175,6 +175,7 @@ def test_an_echo_that_may_not_be_published_is_said_once(
     url = users("allchannels", "+@all", "-publish")
     with caplog.at_level(logging.WARNING):
         source = start(url, proven=False)
+        eventually(lambda: source.subscribed)  # what is published before that nobody hears
         publish(valkey.url, ["a"])
         eventually(lambda: sink.uuids == ["a"])
         eventually(lambda: caplog.records)
