@@ -41,6 +41,10 @@ class Schedules(Protocol):
     """What the pipeline asks of the schedule ledger."""
 
     @property
+    def kinds(self) -> Iterable[str]:
+        """The task events it takes, without `task-`."""
+
+    @property
     def watched(self) -> Mapping[str, Any]:
         """The task ids that a beat dispatched and whose runs it wants to hear of."""
 
@@ -113,7 +117,7 @@ class Pipeline:
         handlers: dict[str, Callable[[Any, float], None]] = {**self.tasks.handlers(), **self.workers.handlers()}
         if ledger is not None:
             handlers.update(ledger.handlers())
-            for kind in ("received", "started", "succeeded", "failed", "retried", "revoked"):
+            for kind in ledger.kinds:
                 handlers[f"task-{kind}"] = self._watching(kind, handlers[f"task-{kind}"], ledger)
         # [events so far, handler]: one look-up an event.
         self._slots: dict[str, list[Any]] = {kind: [0, handler] for kind, handler in handlers.items()}

@@ -7,7 +7,7 @@ idempotently: a lost event or a restart of the monitor is never a false miss.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from .beats import BeatApp, Boot
 from .chains import Bounds, Chain, Report, Tally
@@ -69,6 +69,9 @@ class Ledger:
     task events of runs whose uuid is in `watched`, and the receipt of tasks whose name is in `tasks`: a quick run may
     end before its dispatch is reported, and the report may be lost.
     """
+
+    kinds: ClassVar[tuple[Kind, ...]] = get_args(Kind)
+    """The task events that `run_event` takes."""
 
     def __init__(self, catalog: Mapping[str, Metric], caps: Caps) -> None:
         self.catalog = catalog

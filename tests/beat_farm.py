@@ -46,7 +46,8 @@ class Ear:
             self.ledger.handlers()[event.type](event, now)
         elif isinstance(event, TaskEvent) and (event.uuid in self.ledger.watched or event.name in self.ledger.tasks):
             kind: Any = event.type.removeprefix("task-")
-            self.ledger.run_event(kind, event.uuid, event.name or "", event.timestamp, now)
+            if kind in self.ledger.kinds:
+                self.ledger.run_event(kind, event.uuid, event.name or "", event.timestamp, now)
 
     def tick(self, now: float) -> None:
         if self.restart:
