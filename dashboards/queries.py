@@ -1,0 +1,92 @@
+"""PromQL out of the catalogue: a query can only name metrics and labels that exist, and two monitors count once.
+
+Two monitors may watch one broker (DESIGN §7), so every fact about Celery may exist once per monitor. `fact`, `rate`
+and `increase` therefore take the `max` over what tells the monitors apart (instance, job, pod, …) before anything is
+summed: they group by the metric's own labels and `broker`, which is there where a monitor watches several brokers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..monitor.catalog import METRICS, Metric
+
+ALWAYS = ("broker",)
+"""What a series may carry besides its own labels; where it does not, `by (broker)` groups by nothing."""
+SUFFIXES = ("_bucket", "_sum", "_count")
+
+
+class UnknownSeriesError(ValueError):
+    """A query names a metric or a label that the catalogue does not have."""
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric that a series' name belongs to, histograms' `_bucket`, `_sum` and `_count` included.
+
+    Raises:
+        UnknownSeriesError: there is no such metric, or the name of a histogram lacks its suffix (or the reverse).
+    """
+    found = METRICS.get(name)
+    if found is not None and found.kind != "histogram":
+        return found
+    for suffix in SUFFIXES:
+        histogram = METRICS.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
+        if histogram is not None and histogram.kind == "histogram":
+            return histogram
+    raise UnknownSeriesError(f"the catalogue has no series {name!r}")
+
+
+def labels_of(name: str) -> tuple[str, ...]:
+    """Return the labels that series of this name carry, `broker` first."""
+    le = ("le",) if name.endswith("_bucket") and metric_of(name).kind == "histogram" else ()
+    return (*ALWAYS, *metric_of(name).labels, *le)
+
+
+def select(name: str, *where: str) -> str:
+    """Return a selector; each of `where` is a matcher such as `task=~"$task"`.
+
+    Raises:
+        UnknownSeriesError: the metric, or a label that is matched, is not in the catalogue.
+    """
+    labels = (*labels_of(name), "instance", "job")
+    for matcher in where:
+        label = matcher.split("=")[0].rstrip("!")
+        if label not in labels:
+            raise UnknownSeriesError(f"{name} has no label {label!r} (in {matcher!r}); it has {', '.join(labels)}")
+    return f"{name}{{{', '.join(where)}}}" if where else name
+
+
+def once(name: str, expression: str) -> str:
+    """Return `expression`, made of series of this name, once for all monitors that watch the same broker."""
+    return f"max by ({', '.join(labels_of(name))}) ({expression})"
+
+
+def fact(name: str, *where: str) -> str:
+    """Return a gauge, or a counter as it stands, per label set."""
+    return once(name, select(name, *where))
+
+
+def rate(name: str, *where: str, window: str = "$__rate_interval") -> str:
+    """Return a counter's rate per second and label set."""
+    return once(name, f"rate({select(name, *where)}[{window}])")
+
+
+def increase(name: str, *where: str, window: str) -> str:
+    """Return a counter's growth in the window, per label set; a series that was born in it counts only from then on."""
+    return once(name, f"increase({select(name, *where)}[{window}])")
+
+
+def grown(name: str, *where: str, window: str) -> str:
+    """Return by how much a counter grew in the window, where it grew: that of a series born within it in full.
+
+    `increase()` of a series whose first sample is already 1 is 0, and the first failure ever must alert. A series that
+    was there within the day before the window is none that was born in it: its monitor was away for a while.
+    """
+    selected = select(name, *where)
+    before = once(name, f"last_over_time({selected}[1d] offset {window})")
+    return f"({increase(name, *where, window=window)} > 0 or ({once(name, selected)} unless {before}) > 0)"
+
+
+def total(expression: str, by: Sequence[str] = ()) -> str:
+    """Return the sum of an expression, by these labels or of all."""
+    return f"sum by ({', '.join(by)}) ({expression})" if by else f"sum({expression})"
