@@ -76,15 +76,25 @@ def increase(name: str, *where: str, window: str) -> str:
     return once(name, f"increase({select(name, *where)}[{window}])")
 
 
-def grown(name: str, *where: str, window: str) -> str:
-    """Return by how much a counter grew in the window, where it grew: that of a series born within it in full.
+def grown(name: str, *where: str, window: str, memory: str = "1d") -> str:
+    """Return by how much a counter grew in the window, per label set and where it grew.
 
-    `increase()` of a series whose first sample is already 1 is 0, and the first failure ever must alert. A series that
-    was there within the day before the window is none that was born in it: its monitor was away for a while.
+    `increase()` of a series whose first sample is already 1 is 0, and the first failure ever must alert. So, in this
+    order: a series that was not there in the `memory` before the window counts in full; one that was, by the
+    difference, also where its monitor was away in between; one that began anew within the window, by `increase()`; and
+    one that a restarted monitor began anew after having been away, by what it has counted since.
     """
     selected = select(name, *where)
-    before = once(name, f"last_over_time({selected}[1d] offset {window})")
-    return f"({increase(name, *where, window=window)} > 0 or ({once(name, selected)} unless {before}) > 0)"
+    earlier = f"last_over_time({selected}[{memory}] offset {window})"
+    now, before = once(name, selected), once(name, earlier)
+    anew = once(name, f"{selected} unless ({earlier} <= {selected})")
+    parts = (
+        f"({now} unless {before}) > 0",
+        f"({now} - {before}) > 0",
+        f"{increase(name, *where, window=window)} > 0",
+        f"({anew} < {before}) > 0",
+    )
+    return f"({' or '.join(parts)})"
 
 
 def total(expression: str, by: Sequence[str] = ()) -> str:
