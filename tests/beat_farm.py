@@ -1,24 +1,28 @@
-"""Real beats on a real broker, a worker that writes the truth down, and ledgers that hear of them over pub/sub."""
+"""Real beats on a real broker, a worker that writes the truth down, and ledgers that hear of them as a monitor does."""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import redis
+from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.catalog import METRICS
-from celeryscope.monitor.events import BeatEvent, Decoder, TaskEvent
+from celeryscope.monitor.events import BeatEvent, Event, TaskEvent
 from celeryscope.monitor.labels import Caps
 from celeryscope.monitor.schedules import Ledger
-from helpers import Process, RedisServer
+from celeryscope.monitor.sources import Source
+from helpers import Process, RedisServer, eventually
 
 HERE = Path(__file__).resolve().parent / "integration"
 SCHEDULERS = {
@@ -60,37 +64,49 @@ class Ear:
 
 
 class Farm:
-    """Starts beats and workers, and feeds the ears."""
+    """Starts beats and workers, and feeds the ears.
 
-    def __init__(self, server: RedisServer, folder: Path, database: int) -> None:
-        self.broker = server.url.replace("/0", f"/{database}")
+    What the tasks write down is kept in `server`, which is the broker too unless another one's URL is given. `python`
+    runs beats and workers.
+    """
+
+    def __init__(
+        self, server: RedisServer, folder: Path, database: int, *, broker: str = "", python: str = sys.executable
+    ) -> None:
+        truth = server.url.replace("/0", f"/{database}")
+        self.broker = broker or truth
         self.folder = folder
-        self.client = redis.Redis.from_url(self.broker, decode_responses=True)
+        self.python = python
+        self.client = redis.Redis.from_url(truth, decode_responses=True)
         self.client.flushdb()
-        self.env = {"BROKER": self.broker, "PYTHONPATH": str(HERE)}
+        self.env = {"BROKER": self.broker, "TRUTH": truth, "PYTHONPATH": str(HERE)}
         self.ears: dict[str, Ear] = {"exact": Ear()}
         self.seen: list[Any] = []
         self.processes: list[Process] = []
         self._lock = threading.Lock()
-        self._pubsub = redis.Redis.from_url(self.broker).pubsub(ignore_subscribe_messages=True)
-        self._pubsub.psubscribe(f"/{database}.celeryev/*")
-        self._running = True
-        self._thread = threading.Thread(target=self._listen)
-        self._thread.start()
+        self._source = Source(BrokerConfig.from_url(self.broker), self)
+        self._source.start()
+        eventually(lambda: self._source.connected)
 
-    def _listen(self) -> None:
-        decoder = Decoder()
-        while self._running:
-            message = self._pubsub.get_message(timeout=0.2)
-            now = time.time()
-            with self._lock:
-                for event in decoder.redis(message["channel"], message["data"]) if message else []:
-                    if isinstance(event, BeatEvent):
-                        self.seen.append(event)
-                    for ear in self.ears.values():
-                        ear.feed(event, now)
+    # --- what the source feeds --------------------------------------------------------------------------------------
+
+    def feed(self, events: list[Event], now: float) -> None:
+        with self._lock:
+            for event in events:
+                if isinstance(event, BeatEvent):
+                    self.seen.append(event)
                 for ear in self.ears.values():
-                    ear.tick(now)
+                    ear.feed(event, now)
+
+    def tick(self, now: float) -> None:
+        with self._lock:
+            for ear in self.ears.values():
+                ear.tick(now)
+
+    def connection(self, up: bool, now: float) -> None:
+        pass
+
+    # --- what goes on -----------------------------------------------------------------------------------------------
 
     def process(self, name: str, argv: list[str], **env: str) -> Process:
         process = Process(argv, log=self.folder / f"{name}.log", cwd=self.folder, env={**self.env, **env})
@@ -98,12 +114,12 @@ class Farm:
         return process
 
     def worker(self, *options: str, **env: str) -> Process:
-        argv = [sys.executable, "-m", "celery", "-A", "beat_app", "worker", "-P", "solo", "-l", "INFO", *options]
+        argv = [self.python, "-m", "celery", "-A", "beat_app", "worker", "-P", "solo", "-l", "INFO", *options]
         name = env.get("APP", "worker")
         return self.process(f"worker-{name}", argv, **{"APP": "worker", **env})
 
     def beat(self, app: str, scheduler: str, *, copy: str = "", **env: str) -> Process:
-        argv = [sys.executable, "-m", "celery", "-A", "beat_app", "beat", "-l", "INFO", *SCHEDULERS[scheduler]]
+        argv = [self.python, "-m", "celery", "-A", "beat_app", "beat", "-l", "INFO", *SCHEDULERS[scheduler]]
         options = ["-s", str(self.folder / f"{app}{copy}-schedule"), "--pidfile", ""]
         return self.process(f"beat-{app}{copy}", [*argv, *options], APP=app, SCHEDULER=scheduler, **env)
 
@@ -126,13 +142,30 @@ class Farm:
         assert all(line[2] == entry for line in lines)
         return sorted(float(line[1]) for line in lines)
 
+    def after_a_dispatch(self, app: str, wait: float) -> None:
+        """Wait until `wait` seconds after some dispatch: slots are counted without a doubt where none is near."""
+        before = len(self.truth(app, "two"))
+        eventually(lambda: len(self.truth(app, "two")) > before, 60, 0.02)
+        sent = self.truth(app, "two")[-1]
+        eventually(lambda: time.time() >= sent + wait, 30, 0.01)
+
+    def freeze(self, beats: Mapping[str, Process], seconds: float) -> None:
+        """SIGSTOP each of them right after a dispatch, and SIGCONT it that much later."""
+        until = {}
+        for app, beat in beats.items():
+            self.after_a_dispatch(app, 0.3)
+            beat.send(signal.SIGSTOP)
+            until[app] = time.time() + seconds
+        for app, beat in beats.items():
+            eventually(lambda app=app: time.time() >= until[app], seconds + 30, 0.02)
+            beat.send(signal.SIGCONT)
+
     def close(self) -> None:
         for process in self.processes:
             process.kill_group()
             process.popen.wait(10)
-        self._running = False
-        self._thread.join()
-        self._pubsub.close()
+        self._source.stop()
+        eventually(lambda: not any(thread.is_alive() for thread in self._source._threads))
         self.client.close()
 
 
@@ -141,8 +174,6 @@ def missed(sent: list[float], every: float = 2.0) -> int:
     return sum(max(0, int((after - before) // every) - 1) for before, after in pairwise(sent))
 
 
-def python(script: str, **env: str) -> None:
+def run_script(script: str, python: str = sys.executable, **env: str) -> None:
     """Run a script of the integration tests to its end."""
-    import subprocess
-
-    subprocess.run([sys.executable, str(HERE / script)], check=True, env={**os.environ, **env}, timeout=60)
+    subprocess.run([python, str(HERE / script)], check=True, env={**os.environ, **env}, timeout=60)

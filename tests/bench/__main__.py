@@ -1,4 +1,4 @@
-"""What `make bench` prints: speed and memory beside Celery's own receiver, what a scrape costs, what a sample costs.
+"""What `make bench` prints: speed and memory beside Celery's receiver; what a scrape, a sample and beat's probe cost.
 
     python tests/bench [--quick]
 
@@ -51,7 +51,7 @@ def main() -> int:
         print(f"\nEvents taken in, {name}:", flush=True)
         kept = throughput(shape, 60_000 if options.quick else 200_000, 3) and kept
     if not options.quick:
-        for script in ("scrape.py", "queues.py", "restart.py"):
+        for script in ("scrape.py", "queues.py", "restart.py", "beat.py"):
             print(f"\n{script}:", flush=True)
             path = Path(__file__).with_name(script)
             kept = subprocess.run([sys.executable, path], check=False).returncode == 0 and kept

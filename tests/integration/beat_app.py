@@ -16,6 +16,7 @@ from celery.schedules import crontab, solar
 
 SCHEDULER = os.environ.get("SCHEDULER", "persistent")
 BROKER = os.environ["BROKER"]
+TRUTH = os.environ["TRUTH"]
 NAME = os.environ.get("APP", SCHEDULER)
 
 if SCHEDULER == "django":
@@ -38,7 +39,7 @@ app.conf.update(
     worker_hijack_root_logger=False,
     result_expires=None,
     task_ignore_result=True,
-    redbeat_redis_url=BROKER,
+    redbeat_redis_url=TRUTH,
     redbeat_key_prefix=f"redbeat-{NAME}:",
     redbeat_lock_key=os.environ.get("LOCK"),
     redbeat_lock_timeout=8,
@@ -63,7 +64,7 @@ if SCHEDULER == "django" and "CLOCKED" in os.environ:
     app.conf.beat_schedule["noon"] = entry("noon", solar("solar_noon", 50.0, float(os.environ["NOON"])))
 celeryscope.install(app)
 
-truth = redis.Redis.from_url(BROKER)
+truth = redis.Redis.from_url(TRUTH)
 
 
 @app.task(name="farm.tick", bind=True, ignore_result=True)

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import ephem
 import pytest
-from beat_farm import SCHEDULERS, Ear, Farm, missed, python
+from beat_farm import SCHEDULERS, Ear, Farm, missed, run_script
 from helpers import Process, eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
@@ -47,7 +47,7 @@ def _farm(valkey, tmp_path):
     farm = Farm(valkey, tmp_path, 6)
     farm.ears |= {"lossy": Ear(0.1), "restarted": Ear()}
     farm.env["DATABASE"] = str(farm.folder / "beat.sqlite3")
-    python("beat_app.py", **farm.env, SCHEDULER="django")
+    run_script("beat_app.py", **farm.env, SCHEDULER="django")
     farm.worker()
     yield farm
     farm.close()
@@ -70,14 +70,6 @@ def settled(farm: Farm, app: str, duplicates: int = 0) -> bool:
     return True
 
 
-def after_a_dispatch(farm: Farm, app: str, wait: float) -> None:
-    """Wait until `wait` seconds after some dispatch."""
-    before = len(farm.truth(app, "two"))
-    eventually(lambda: len(farm.truth(app, "two")) > before, 30, 0.02)
-    sent = farm.truth(app, "two")[-1]
-    eventually(lambda: time.time() >= sent + wait, 30, 0.01)
-
-
 def test_a_bad_day(farm):
     beats: dict[str, Process] = {app: farm.beat(app, app) for app in APPS}
     for app in APPS:
@@ -86,7 +78,7 @@ def test_a_bad_day(farm):
         assert farm.value("beats", app) == 1
 
     farm.ears["restarted"].down = True
-    stop_for_12_seconds(farm, beats)
+    farm.freeze(beats, 12.0)
     farm.ears["restarted"].restart, farm.ears["restarted"].down = True, False
     for app in APPS:
         eventually(lambda app=app: settled(farm, app), 40)
@@ -113,25 +105,11 @@ def minutes_without(farm: Farm, app: str) -> int:
     return int(sent[-1] // 60 - online // 60) - len({moment // 60 for moment in sent})
 
 
-def stop_for_12_seconds(farm: Farm, beats: dict[str, Process]) -> None:
-    """Each one right after a dispatch, so that it is known how many slots that makes."""
-    until = {}
-    for app, beat in beats.items():
-        after_a_dispatch(farm, app, 0.3)
-        farm.ears["lossy"].careful = True
-        beat.send(signal.SIGSTOP)
-        until[app] = time.time() + 12.0
-    farm.ears["lossy"].careful = False
-    for app, beat in beats.items():
-        eventually(lambda app=app: time.time() >= until[app], 30)
-        beat.send(signal.SIGCONT)
-
-
 def kill_and_restart(farm: Farm, beats: dict[str, Process]) -> None:
     """No false lateness, no false miss, no duplicate, and never two beats."""
     farm.ears["lossy"].careful = True  # nobody can know what was lost last before a kill
     for app in APPS:
-        after_a_dispatch(farm, app, 1.2)
+        farm.after_a_dispatch(app, 1.2)
         beats[app].kill_group()
         before = len(farm.truth(app, "two"))
         if app == "django":  # not before: Django's scheduler would run them again after a kill
