@@ -6,7 +6,7 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 # What `make integration-packages` installs, by Debian's names.
-DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql
+DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium
 
 PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py)

@@ -30,11 +30,19 @@ COMMANDS = {
     "alerter": Entry(".cli:alerter_command", "alerter", "Take failures from the outbox to Slack."),
     "incidents": Entry(".alerts.cli:incidents_command", "alerter", "What failed: list, show, resolve, mute."),
     "status": Entry(".exporters.status:status", "monitor", "One screen of workers, queues, schedules and failures."),
+    "control": Entry(".monitor.control:control", "monitor", "Revoke, limit, scale, shut down: through Flower."),
+    "flower": Entry(".monitor.flower_launch:flower", "flower", "Start Flower, closed to strangers and bounded."),
     "demo": Entry(".demo.command:demo", "demo", "The whole system on this machine, on a broker of its own."),
 }
 """Each part adds its commands here; nothing of it is imported before the command is used."""
 
-SETTINGS = (".monitor.settings:MonitorSettings", ".exporters.status:StatusSettings", ".alerts.settings:AlerterSettings")
+SETTINGS = (
+    ".monitor.settings:MonitorSettings",
+    ".exporters.status:StatusSettings",
+    ".alerts.settings:AlerterSettings",
+    ".monitor.flower_settings:ControlSettings",
+    ".monitor.flower_launch:LaunchSettings",
+)
 """Every settings class: names of one command in the shared file or environment are no mistake for another."""
 
 

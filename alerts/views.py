@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 from msgspec import Struct, field
 
+from ..monitor.flower import FlowerLinks
 from .batches import Sample
 from .failure import OTHER
 from .incidents import Incident
@@ -71,15 +72,13 @@ class Links:
         return [link for link in links if link.url.startswith(("http://", "https://"))]
 
     def _flower(self, incident: Incident, *, known: bool) -> list[Link]:
-        base = self.flower.rstrip("/")
-        if not base or not known:
+        pages = FlowerLinks(self.flower)
+        if not pages or not known:
             return []
-        links = [
-            Link("All failures in Flower", f"{base}/tasks?{urlencode({'name': incident.task, 'state': 'FAILURE'})}")
-        ]
+        links = [Link("All failures in Flower", pages.tasks(name=incident.task, state="FAILURE"))]
         if incident.sample.uuid:
             # 404 once Flower has evicted the task: that is what the list is for.
-            links.insert(0, Link("Task in Flower", f"{base}/task/{quote(incident.sample.uuid, safe='')}"))
+            links.insert(0, Link("Task in Flower", pages.task(incident.sample.uuid)))
         return links
 
     def _grafana(self, incident: Incident, now: float, *, known: bool) -> list[Link]:

@@ -11,6 +11,8 @@ from celeryscope.alerts.settings import AlerterSettings
 from celeryscope.exporters.status import StatusSettings
 from celeryscope.monitor.catalog import METRICS, Metric
 from celeryscope.monitor.configuration import PREFIX, Settings, flag_of, option_of
+from celeryscope.monitor.flower_launch import LaunchSettings
+from celeryscope.monitor.flower_settings import ControlSettings
 from celeryscope.monitor.labels import DEFAULT_CAPS, LONGEST, OTHER, UNKNOWN
 from celeryscope.monitor.options import default_text
 from celeryscope.monitor.settings import MonitorSettings
@@ -119,6 +121,8 @@ COMMANDS: dict[str, type[Settings]] = {
     "monitor": MonitorSettings,
     "alerter": AlerterSettings,
     "status": StatusSettings,
+    "control": ControlSettings,
+    "flower": LaunchSettings,
 }
 """Whose settings are on the page; every command with settings is one more entry."""
 
