@@ -32,6 +32,9 @@ COMMANDS = {
     "status": Entry(".exporters.status:status", "monitor", "One screen of workers, queues, schedules and failures."),
     "control": Entry(".monitor.control:control", "monitor", "Revoke, limit, scale, shut down: through Flower."),
     "flower": Entry(".monitor.flower_launch:flower", "flower", "Start Flower, closed to strangers and bounded."),
+    "rules": Entry(
+        ".dashboards.rules_cli:rules_command", "monitor", "Prometheus rules and an Alertmanager configuration."
+    ),
     "demo": Entry(".demo.command:demo", "demo", "The whole system on this machine, on a broker of its own."),
 }
 """Each part adds its commands here; nothing of it is imported before the command is used."""
@@ -42,6 +45,7 @@ SETTINGS = (
     ".alerts.settings:AlerterSettings",
     ".monitor.flower_settings:ControlSettings",
     ".monitor.flower_launch:LaunchSettings",
+    ".dashboards.thresholds:RulesSettings",
 )
 """Every settings class: names of one command in the shared file or environment are no mistake for another."""
 

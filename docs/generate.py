@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from celeryscope.alerts.settings import AlerterSettings
+from celeryscope.dashboards.thresholds import RulesSettings
 from celeryscope.exporters.status import StatusSettings
 from celeryscope.monitor.catalog import METRICS, Metric
 from celeryscope.monitor.configuration import PREFIX, Settings, flag_of, option_of
@@ -123,6 +124,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "status": StatusSettings,
     "control": ControlSettings,
     "flower": LaunchSettings,
+    "rules": RulesSettings,
 }
 """Whose settings are on the page; every command with settings is one more entry."""
 

@@ -1,0 +1,84 @@
+"""`celeryscope rules`: writes the rules and Alertmanager's configuration, or says that they are out of date."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..monitor.options import from_options, settings_options
+from .thresholds import RulesSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_OUT = Path("celeryscope-rules")
+
+
+def outputs(settings: RulesSettings) -> dict[str, str]:
+    """Return the text of every file, by path below the output folder."""
+    from . import alertmanager, rules
+
+    return {**rules.files(settings), **alertmanager.files(settings)}
+
+
+def stale(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+    """Return the paths of the files that are missing or say something else."""
+    return [name for name, text in wanted.items() if _text(folder / name) != text]
+
+
+def write(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Write all files.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    for name, text in wanted.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+@click.group("rules")
+def rules_command() -> None:
+    """Prometheus rules and an Alertmanager configuration, with your thresholds."""
+
+
+@rules_command.command("build")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_OUT,
+    show_default=True,
+    help="The folder to write into.",
+)
+@click.option("--check", is_flag=True, help="Write nothing; exit code 1 where a file is missing or out of date.")
+@settings_options(RulesSettings)
+@click.pass_context
+def build(context: click.Context, out: Path, check: bool, **options: object) -> None:
+    """Write rules/*.yml for Prometheus, alertmanager/ for Alertmanager, kubernetes/ for the Prometheus operator.
+
+    Thresholds come from the table [rules] of celeryscope.toml, from CELERYSCOPE_* variables, and from options.
+    """
+    wanted = outputs(from_options(RulesSettings, options, os.environ))
+    different = stale(out, wanted)
+    if not check:
+        try:
+            write(out, wanted)
+        except OSError as error:
+            raise click.ClickException(f"--out {out}: cannot write {error.filename}: {error.strerror}") from None
+    for name in different:
+        click.echo(f"{out / name} {'is out of date' if check else 'written'}")
+    if not different:
+        click.echo(f"{out}: all {len(wanted)} files are up to date")
+    if check and different:
+        context.exit(1)
