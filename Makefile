@@ -15,7 +15,7 @@ CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format format-check lint types imports sizes generated generate bench \
-	integration integration-packages soak oldest-env lock clean
+	integration integration-packages compose-test soak oldest-env lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -61,7 +61,10 @@ bench: $(VENV)/.complete ## speed and memory, as ratios against Celery's own rec
 	$(BIN)/python tests/bench
 
 integration: $(VENV)/.complete oldest-env ## the tests that need servers of the system as well
-	$(PYTEST) -m "system and not soak" $(or $(TESTS),tests)
+	$(PYTEST) -m "system and not soak and not compose" $(or $(TESTS),tests)
+
+compose-test: $(VENV)/.complete ## docker-compose.yml for real; without Docker, on an engine of its own (as root)
+	.ci/compose-test
 
 soak: $(VENV)/.complete ## what takes many minutes: 20 000 real failures, a storm of 100 000 (servers as for integration)
 	$(PYTEST) -m soak -rP $(or $(TESTS),tests)

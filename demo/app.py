@@ -22,4 +22,6 @@ app.conf.update(
     },
 )
 
+# Celery's current app is one thread's own: without a default, a web server's other threads would send elsewhere.
+app.set_default()
 celeryscope.install(app, environment="demo", release="1.4.2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import threading
@@ -13,14 +14,20 @@ SAYS = "inbox at "
 
 
 def main() -> None:
-    """Serve until somebody ends it."""
+    """Serve until somebody ends it; on this machine alone, at any free port, unless told otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    arguments = parser.parse_args()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with Inbox(CHANNELS).serving() as inbox:
-        sys.stdout.write(f"{SAYS}{inbox.url}\n")
-        sys.stdout.flush()
-        ended.wait()
+    inbox = Inbox(CHANNELS)
+    inbox.start(arguments.host, arguments.port)
+    sys.stdout.write(f"{SAYS}{inbox.url}\n")
+    sys.stdout.flush()
+    ended.wait()
+    inbox.stop()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""The image's HEALTHCHECK: asks the service that MODE names whether it is well; exit code 0 when it is.
+
+For other commands: `healthcheck.py http PORT PATH`, or `healthcheck.py connected` for what talks to the broker alone.
+
+A broker that is away makes a worker and a beat unhealthy, but not the monitor and the alerter: nobody should restart
+what waits for it. (Whether the monitor sees anything is at /-/ready.)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ESTABLISHED = "01"
+SECONDS = 5.0
+
+
+def serves(port: str, path: str) -> bool:
+    """Whether a web server answers there; one that wants a password or a certificate first does."""
+    handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_trusting())]
+    opener = urllib.request.build_opener(*handlers)
+    scheme = "https" if os.environ.get("CELERYSCOPE_WEB_CONFIG_FILE") and _speaks_tls(int(port)) else "http"
+    try:
+        with opener.open(f"{scheme}://127.0.0.1:{port}{path}", timeout=SECONDS) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code == 401
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)
+
+
+def _trusting() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False  # it is our own process, by its address
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _speaks_tls(port: int) -> bool:
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), SECONDS) as plain,
+            _trusting().wrap_socket(plain),
+        ):
+            return True
+    except ssl.SSLError as error:
+        return "WRONG_VERSION_NUMBER" not in str(error) and "HTTP_REQUEST" not in str(error)
+    except OSError:
+        return False
+
+
+def answers_ping() -> bool:
+    """Whether this container's worker answers on the broker."""
+    if "CELERY_BROKER_URL_FILE" in os.environ:  # the entry point does the same for the worker itself
+        os.environ["CELERY_BROKER_URL"] = broker_url()
+    from celery.app.utils import find_app
+    from celery.utils.nodenames import default_nodename, host_format
+
+    sys.path.insert(0, str(Path.cwd()))
+    name = host_format(default_nodename(os.environ.get("WORKER_NAME", "celery@%h")))
+    return bool(find_app(os.environ["APP"]).control.ping(destination=[name], timeout=SECONDS))
+
+
+def connected(broker: str, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> bool:
+    """Whether a process of this container has a connection to the broker's port; beat answers no ping.
+
+    `celeryscope.install(app)` keeps one open in beat, which otherwise connects when the first entry is due.
+    """
+    url = urlsplit(broker.split(";")[0])
+    if not url.hostname:
+        return True  # a socket file, or a service without an address: nothing to see here
+    port = url.port or {"amqp": 5672, "pyamqp": 5672, "amqps": 5671}.get(url.scheme, 6379)
+    rows = [line.split() for table in tables if Path(table).exists() for line in Path(table).read_text().splitlines()]
+    return any(row[3] == ESTABLISHED and int(row[2].rpartition(":")[2], 16) == port for row in rows if ":" in row[2])
+
+
+def broker_url() -> str:
+    """Return the broker's URL, from the environment or from the file that it names."""
+    file = os.environ.get("CELERY_BROKER_URL_FILE")
+    return Path(file).read_text(encoding="utf-8").strip() if file else os.environ.get("CELERY_BROKER_URL", "")
+
+
+def port_of(listen: str, default: str) -> str:
+    """Return the port of HOST:PORT."""
+    return listen.rpartition(":")[2] or default
+
+
+def well(mode: str, *arguments: str) -> bool:
+    """Whether the service is."""
+    if mode == "http":
+        return serves(*arguments)
+    if mode == "monitor":
+        return serves(port_of(os.environ.get("CELERYSCOPE_LISTEN", ""), "9808"), "/-/healthy")
+    if mode == "alerter":
+        return serves(port_of(os.environ.get("CELERYSCOPE_LISTEN", ""), "9809"), "/-/healthy")
+    if mode == "flower":
+        prefix = os.environ.get("CELERYSCOPE_FLOWER_URL_PREFIX", "").strip("/")
+        port = port_of(os.environ.get("CELERYSCOPE_FLOWER_LISTEN", ""), "5555")
+        return serves(port, f"/{prefix}/healthcheck" if prefix else "/healthcheck")
+    if mode == "worker":
+        return answers_ping()
+    if mode in ("beat", "connected"):
+        return connected(broker_url())
+    return True  # some other command: who starts it brings its own check
+
+
+if __name__ == "__main__":
+    sys.exit(0 if well(*(sys.argv[1:] or [os.environ.get("MODE", "")])) else 1)

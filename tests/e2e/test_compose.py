@@ -1,0 +1,219 @@
+"""docker-compose.yml on a real Docker engine: every service comes up, and they work together (make compose-test)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from helpers import ROOT, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.system, pytest.mark.compose, pytest.mark.repository, pytest.mark.timeout(420)]
+
+PORTS = {
+    "api": 8000,
+    "monitor": 9808,
+    "flower": 5555,
+    "prometheus": 9090,
+    "alertmanager": 9093,
+    "inbox": 8080,
+}
+"""What each service serves at inside its container."""
+
+OURS = ("api", "worker", "worker-reports", "beat", "monitor", "alerter", "flower", "inbox", "customers")
+OTHERS = ("redis", "prometheus", "alertmanager")
+
+
+class Stack:
+    """The stack of the demo profile, in a project of its own with any free ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.project = f"celeryscope-test-{os.getpid()}"
+        made = subprocess.run([ROOT / "deploy" / "make-env", "demo"], capture_output=True, text=True, check=True)
+        self.settings = dict(line.split("=", 1) for line in made.stdout.splitlines() if line and line[0] != "#")
+        self.env_file = folder / "env"
+        self.env_file.write_text(made.stdout)
+        # Grafana's image cannot be had everywhere; its files have tests of their own.
+        ports = {f"{name.upper()}_PORT": "0" for name in PORTS}
+        self.env = {**os.environ, **ports, "COMPOSE_PROFILES": "demo", "WORKER_CONCURRENCY": "2"}
+
+    def compose(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        binary = Path(sys.executable).with_name("docker-compose")
+        given = ["--project-name", self.project, "--project-directory", ROOT, "--env-file", self.env_file]
+        return subprocess.run(
+            [binary, "--file", ROOT / "docker-compose.yml", *given, "--ansi", "never", *arguments],
+            capture_output=True,
+            text=True,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+        )
+
+    def up(self) -> None:
+        pull = os.environ.get("COMPOSE_TEST_PULL", "missing")
+        limits = ("--wait", "--wait-timeout", "240", "--no-build", "--pull", pull, "--quiet-pull")
+        done = self.compose("up", "--detach", *limits, timeout=600)
+        if done.returncode:
+            tell(done.stdout[-4000:], done.stderr[-4000:])
+            raise RuntimeError("the stack does not come up; see above")
+
+    def down(self) -> None:
+        done = self.compose("down", "--volumes", "--remove-orphans", "--timeout", "10", timeout=180)
+        assert done.returncode == 0, done.stderr
+        for kind in (["ps", "--all"], ["volume", "ls"], ["network", "ls"]):
+            label = f"label=com.docker.compose.project={self.project}"
+            left = subprocess.run(
+                ["docker", *kind, "--quiet", "--filter", label], capture_output=True, text=True, check=True, timeout=60
+            )
+            assert left.stdout == "", kind
+
+    def logs(self) -> None:
+        """Show what a person would look at who wonders why it does not work."""
+        for arguments in (("ps", "--all"), ("logs", "--tail", "25", "--no-color")):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                tell(self.compose(*arguments).stdout[-30_000:])
+
+    def execute(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
+        return self.compose("exec", "--no-TTY", service, *command)
+
+    def url(self, service: str) -> str:
+        done = self.compose("port", service, str(PORTS[service]))
+        assert done.returncode == 0, done.stderr
+        host, _, port = done.stdout.strip().rpartition(":")
+        assert host == "127.0.0.1"
+        return f"http://{host}:{port}"
+
+
+def tell(*texts: str) -> None:
+    """Write past pytest's capture: a failing fixture shows nothing otherwise."""
+    for text in texts:
+        sys.__stderr__.write(f"{text}\n")  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module", name="stack")
+def _stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("compose"))
+    failed = request.session.testsfailed
+    try:
+        stack.up()
+        yield stack
+    except BaseException:
+        failed = -1
+        raise
+    finally:
+        if request.session.testsfailed != failed:
+            stack.logs()
+        stack.down()
+
+
+@pytest.fixture(scope="module", name="urls")
+def _urls(stack: Stack) -> dict[str, str]:
+    return {service: stack.url(service) for service in PORTS}
+
+
+@pytest.fixture(scope="module", name="web")
+def _web() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=20, trust_env=False) as client:
+        yield client
+
+
+def order(web: httpx.Client, urls: dict[str, str], what: str, **body: Any) -> dict[str, str]:
+    """Send work through the example's API; return name → id of the tasks."""
+    answer = web.post(f"{urls['api']}/{what}", json=body or None)
+    assert answer.status_code == 202, answer.text
+    tasks: dict[str, str] = answer.json()["tasks"]
+    return tasks
+
+
+def state(web: httpx.Client, urls: dict[str, str], task_id: str) -> str:
+    return str(web.get(f"{urls['api']}/tasks/{task_id}").json()["state"])
+
+
+def query(web: httpx.Client, urls: dict[str, str], expression: str) -> dict[tuple[tuple[str, str], ...], float]:
+    """Ask Prometheus; return labels → value."""
+    answer = web.get(f"{urls['prometheus']}/api/v1/query", params={"query": expression}).json()
+    assert answer["status"] == "success", answer
+    return {tuple(sorted(row["metric"].items())): float(row["value"][1]) for row in answer["data"]["result"]}
+
+
+def test_every_container_is_harmless(stack: Stack, urls: dict[str, str]) -> None:
+    """Not root, no capability, no new privileges, nothing to write to but what it needs; all pages on 127.0.0.1."""
+    assert set(urls) == set(PORTS)  # each URL was checked where it was asked for
+    for service in (*OURS, *OTHERS):
+        status = stack.execute(service, "cat", "/proc/1/status")
+        facts = dict(line.split(":\t", 1) for line in status.stdout.splitlines() if ":\t" in line)
+        assert facts["Uid"].split()[0] != "0", service
+        assert int(facts["CapEff"], 16) == int(facts["CapBnd"], 16) == 0, service
+        assert facts["NoNewPrivs"] == "1", service
+        assert stack.execute(service, "touch", "/etc/new").returncode != 0, service
+        assert stack.execute(service, "touch", "/tmp/new").returncode == 0, service
+
+
+def test_orders_sent_through_the_api_are_seen_in_prometheus(urls: dict[str, str], web: httpx.Client) -> None:
+    tasks = order(web, urls, "orders", number=1)
+    eventually(lambda: state(web, urls, tasks["shop.orders.place"]) == "SUCCESS", 60, 0.5)
+
+    def seen() -> bool:
+        done = query(web, urls, 'sum by (queue) (celery_task_succeeded_total{task="shop.orders.place"})')
+        return done.get((("queue", "default"),), 0) >= 1
+
+    eventually(seen, 90, 1)
+    assert query(web, urls, "min by (job) (up)") == {
+        (("job", job),): 1.0 for job in ("alertmanager", "celeryscope", "celeryscope-alerter", "prometheus")
+    }
+    eventually(lambda: query(web, urls, "celery_beats") and all(query(web, urls, "celery_beats == 1")), 60, 1)
+    assert set(query(web, urls, "sum by (queue) (celery_queue_consumers)")) >= {
+        (("queue", name),) for name in ("default", "email", "reports")
+    }
+    assert query(web, urls, 'celery_worker_up == 1 and on () sum(celery_workers{state="online"}) == 2')
+
+
+def test_a_task_that_fails_is_told_in_slack(urls: dict[str, str], web: httpx.Client) -> None:
+    """From the worker through the broker's outbox and the alerter."""
+    tasks = order(web, urls, "stock-syncs")
+    eventually(lambda: state(web, urls, tasks["shop.stock.sync"]) == "FAILURE", 90, 0.5)
+    eventually(lambda: "shop.stock.sync" in web.get(urls["inbox"]).text, 90, 1)
+
+
+def test_a_task_is_revoked_through_flower_by_who_knows_the_password(
+    stack: Stack, urls: dict[str, str], web: httpx.Client
+) -> None:
+    task_id = order(web, urls, "exports")["shop.reports.export"]
+    user, _, password = stack.settings["CELERYSCOPE_FLOWER_AUTH"].partition(":")
+    about = f"{urls['flower']}/api/task/info/{task_id}"
+
+    def revoke(**auth: Any) -> int:
+        return web.post(
+            f"{urls['flower']}/api/task/revoke/{task_id}", params={"terminate": "true"}, **auth
+        ).status_code
+
+    def started() -> bool:
+        answer = web.get(about, auth=(user, password))
+        return answer.status_code == 200 and answer.json()["state"] == "STARTED"
+
+    assert revoke() == 401
+    assert revoke(auth=(user, "guessed")) == 401
+    eventually(started, 90, 0.5)
+    assert revoke(auth=(user, password)) == 200
+    eventually(lambda: state(web, urls, task_id) == "REVOKED", 60, 0.5)
+    page = f"{urls['monitor']}/metrics"
+    eventually(lambda: 'celery_task_revoked_total{task="shop.reports.export"' in web.get(page).text, 60, 0.5)
+
+
+def test_alerts_reach_the_alertmanager(urls: dict[str, str], web: httpx.Client) -> None:
+    """Prometheus evaluates the shipped rules and delivers: the watchdog, which always fires."""
+
+    def firing() -> set[str]:
+        return {alert["labels"]["alertname"] for alert in web.get(f"{urls['alertmanager']}/api/v2/alerts").json()}
+
+    rules = web.get(f"{urls['prometheus']}/api/v1/rules").json()["data"]["groups"]
+    assert [rule["name"] for group in rules for rule in group["rules"] if rule.get("health") == "err"] == []
+    eventually(lambda: "Watchdog" in firing(), 120, 1)
