@@ -31,7 +31,7 @@ COMMANDS = {
     "incidents": Entry(".alerts.cli:incidents_command", "alerter", "What failed: list, show, resolve, mute."),
     "status": Entry(".exporters.status:status", "monitor", "One screen of workers, queues, schedules and failures."),
     "control": Entry(".monitor.control:control", "monitor", "Revoke, limit, scale, shut down: through Flower."),
-    "flower": Entry(".monitor.flower_launch:flower", "flower", "Start Flower, closed to strangers and bounded."),
+    "flower": Entry(".monitor.flower_launch:flower", "monitor", "Start Flower, closed to strangers and bounded."),
     "rules": Entry(
         ".dashboards.rules_cli:rules_command", "monitor", "Prometheus rules and an Alertmanager configuration."
     ),
@@ -102,9 +102,12 @@ def cli(ctx: click.Context) -> None:
 
 def monitor_command() -> click.Command:
     """Make `celeryscope monitor`: its options are its settings."""
-    from .exporters.serve import serve
-    from .monitor.options import from_options, settings_options
-    from .monitor.settings import MonitorSettings
+    from .monitor.garbage import held_back
+
+    with held_back():  # modules are no garbage
+        from .exporters.serve import serve
+        from .monitor.options import from_options, settings_options
+        from .monitor.settings import MonitorSettings
 
     @click.command("monitor", help=COMMANDS["monitor"].help)
     @settings_options(MonitorSettings)

@@ -17,6 +17,7 @@ from ..monitor import logs
 from ..monitor.allocator import give_memory_back
 from ..monitor.compat import CompatCounts
 from ..monitor.facts import Facts
+from ..monitor.garbage import held_back, keep
 from ..monitor.masking import secrets_in
 from ..monitor.service import Monitor, StartError
 from .compat import PATH as COMPAT_PATH
@@ -61,11 +62,14 @@ def _serve(
 ) -> None:
     names = [target.name for target in settings.broker_url] or [""]
     compat = {name: CompatCounts() for name in names} if settings.compat else {}
-    monitor = Monitor(settings, observer=compat.__getitem__ if compat else None)
+    with held_back():
+        monitor = Monitor(settings, observer=compat.__getitem__ if compat else None)
     # An app may have brought URLs of its own.
     _configure_logs(settings, [config.url for config in monitor.configs], secrets)
     with contextlib.closing(monitor):
-        monitor.restore()
+        with held_back():
+            monitor.restore()
+            keep()
         with _server(settings, monitor, compat, others) as server:
             monitor.probe(stop)
             if not stop.is_set():

@@ -256,8 +256,13 @@ class Pipeline:
                 "ledger": self.ledger.dump() if self.ledger is not None else None,
             }
 
-    def load(self, state: dict[str, Any], now: float) -> None:
-        """Take back what `dump` gave, before the first event."""
+    def load(self, state: dict[str, Any], now: float, *, crashed: bool = False) -> None:
+        """Take back what `dump` gave, before the first event; `crashed` says that more was counted after a clean stop.
+
+        Counters then begin at 0, as after any crash.
+        """
+        if crashed:
+            state = {**state, "rows": None, "events": None}
         with self.lock:
             self._was_down = True
             self.workers.load(state["workers"], now)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, NamedTuple
 
-from .runs import ENDED, ORPHANED, RECEIVED, STARTED, WAITING, Run, chain
+from .runs import ORPHANED, RECEIVED, STARTED, WAITING, Run
 
 if TYPE_CHECKING:
     from .queues import QueueFacts, QueueSnapshot
@@ -42,7 +42,7 @@ class Restored:
     def __init__(self, table: RunStore, now: float) -> None:
         table.restored_at = now
         self._table = table
-        self._runs = [run for head in table.live.values() for run in chain(head) if run.state not in (ENDED, ORPHANED)]
+        self._runs = [run for run in table.open_runs() if run.state != ORPHANED]
 
     def __len__(self) -> int:
         return len(self._runs)

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import rows as r
+from . import runstate
 from .labels import UNKNOWN
 from .rows import Row, Rows
 from .runs import (
@@ -142,13 +143,17 @@ class RunStore:
         if run.state < STARTED:
             if eta is not None:
                 run.eta = parse_eta(eta)
-            if run.eta > now:
-                self._sequence += 1
-                heappush(self._delayed, (run.eta, self._sequence, run))
-            else:
-                run.row.waiting[run] = None
+            self._line_up(run, now)
         if len(self.live) > self.most:
             self._evict()
+
+    def _line_up(self, run: Run, now: float) -> None:
+        """Let a run that has not started wait: for its ETA, or for a worker to take it."""
+        if run.eta > now:
+            self._sequence += 1
+            heappush(self._delayed, (run.eta, self._sequence, run))
+        else:
+            run.row.waiting[run] = None
 
     def _leave(self, run: Run) -> None:
         """Take a run out of wherever its state has put it."""
@@ -330,65 +335,52 @@ class RunStore:
 
     # --- state ------------------------------------------------------------------------------------------------------
 
-    def dump(self) -> list[Any]:
-        """Return the live runs as builtins, oldest first, for the state file."""
-        return [
-            [
-                [
-                    run.uuid,
-                    run.row.task,
-                    run.row.queue,
-                    run.state,
-                    run.host.name if run.host is not None else None,
-                    run.retries,
-                    run.available_at,
-                    run.first_sent,
-                    run.eta,
-                    run.received_at,
-                    run.started_at,
-                    run.since,
-                    run.received_clock,
-                    run.started_clock,
-                    run.held,
-                ]
-                for run in reversed(list(chain(head)))
-                if run.state != ENDED
-            ]
-            for head in self.live.values()
-        ]
+    def open_runs(self) -> list[Run]:
+        """Return the runs that have not ended, those of a task id from the oldest to the newest."""
+        found: list[Run] = []
+        for head in self.live.values():
+            if head.previous is None:
+                if head.state != ENDED:
+                    found.append(head)
+            else:
+                found += [run for run in reversed(list(chain(head))) if run.state != ENDED]
+        return found
 
-    def load(self, state: list[Any], now: float) -> None:
-        """Take back the live runs that `dump` gave."""
-        rows: dict[tuple[str, str], Row] = {}
-        for runs in state:
-            head: Run | None = None
-            for saved in runs:
-                row = rows.get(at := (saved[1], saved[2]))
-                if row is None:
-                    row = rows[at] = self.rows.row(self.rows.name(at[0]), at[1])
-                head = self._load_run(saved, row, head, now)
+    def dump(self) -> dict[str, Any]:
+        """Return the open runs as builtins, oldest first, for the state file."""
+        return runstate.dump(self.open_runs())
 
-    def _load_run(self, saved: list[Any], row: Row, head: Run | None, now: float) -> Run:
-        (uuid, task, queue, state, hostname, retries, available_at, first_sent, eta, received_at, started_at, since,
-         received_clock, started_clock, held) = saved  # fmt: skip
-        run = Run(
-            uuid, row, state, None, retries, available_at, first_sent, eta, received_at, started_at, 0.0, since,
-            received_clock, started_clock, 0, "", held,
-        )  # fmt: skip
-        if held:
-            run.row = Row(task, queue)
-            self._held.append((now + HOLD, run))
-        if state == ORPHANED:
+    def load(self, state: dict[str, Any], now: float) -> None:
+        """Take back the open runs that `dump` gave."""
+        saved = list(runstate.load(state, lambda task, queue: self.rows.row(self.rows.name(task), queue)))
+        # One thing at a time: with 200 000 runs that is a third faster than all of it for each run in turn.
+        for run, _ in saved:
+            head = self.live.setdefault(run.uuid, run)
+            if head is not run:
+                link(run, head)
+                self.live[run.uuid] = run
+        for run, hostname in saved:
+            if run.held:
+                run.row = Row(run.row.task, run.row.queue)
+                self._held.append((now + HOLD, run))
+            if run.state == ORPHANED or hostname is not None:
+                self._load_host(run, hostname)
+        for run, _ in saved:
+            if run.state < STARTED:
+                self._line_up(run, now)
+        while len(self.live) > self.most:
+            self._evict()
+
+    def _load_host(self, run: Run, hostname: str | None) -> None:
+        if run.state == ORPHANED or hostname is None:
             self.orphans[run] = None
             run.host = self.workers.absent(hostname)
-        elif hostname is not None:
-            run.host = host = self.workers.hosts.get(hostname) or self.workers.host(hostname)
-            if state == RECEIVED:
-                host.reserved += 1
-            elif state == STARTED:
-                host.running[run] = None
-        self._open(run, head, None, now)
-        return run
+            return
+        run.host = host = self.workers.hosts.get(hostname) or self.workers.host(hostname)
+        if run.state == RECEIVED:
+            host.reserved += 1
+        elif run.state == STARTED:
+            host.running[run] = None
 
 
 def _speaks_for_running(run: Run) -> tuple[float, float, float]:

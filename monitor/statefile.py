@@ -43,7 +43,8 @@ def decode(content: bytes) -> Any:
         StateError: a newer celeryscope wrote it.
         _DamagedError: it is torn, or is no state file.
     """
-    header, _, payload = content.partition(b"\n")
+    end = content.find(b"\n")
+    header, payload = content[: max(end, 0)], memoryview(content)[end + 1 :]
     parts = header.split(b" ")
     if len(parts) != 4 or parts[0] != MAGIC or not parts[1].isdigit():
         raise _DamagedError("it does not begin like a state file")
@@ -59,13 +60,15 @@ class StateFile:
     """The state of one monitor in a directory, locked from `open` to `close`.
 
     Files: `state`, `lock`, and `state.damaged-TIME` for the last few that could not be read. All are readable by
-    their owner alone.
+    their owner alone. While a monitor works the lock holds its process id: `crashed` says, after `open`, that one was
+    left there, so that whoever wrote the state has gone on counting after it.
     """
 
     def __init__(self, directory: Path, wall: Callable[[], float] = time.time) -> None:
         self.directory = directory
         self.path = directory / "state"
         self._wall = wall
+        self.crashed = False
         self._lock: int | None = None
         self._failing = False
 
@@ -87,23 +90,38 @@ class StateFile:
             self.close()
             raise
 
-    def save(self, state: dict[str, Any]) -> bool:
-        """Write the state; say whether that worked. A full disk is logged once, and never ends the monitor."""
+    def begin(self) -> None:
+        """Note that from now on the saved state is out of date, until it is saved for the last time."""
+        try:
+            self._mark(b"%d\n" % os.getpid())
+        except OSError as error:
+            self._complain(error)
+
+    def save(self, state: dict[str, Any], *, last: bool = False) -> bool:
+        """Write the state; say whether that worked. A full disk is logged once, and never ends the monitor.
+
+        `last` says that nothing comes after it: what is saved can be gone on from.
+        """
         try:
             self._write(encode(state))
+            if last:
+                self._mark(b"")
         except OSError as error:
-            if not self._failing:
-                logger.warning(
-                    "--state-dir: cannot save to %s: %s; going on with what was saved before",
-                    self.directory,
-                    os.strerror(error.errno or 0),
-                )
-            self._failing = True
+            self._complain(error)
             return False
         if self._failing:
             logger.warning("--state-dir: saving to %s works again", self.directory)
         self._failing = False
         return True
+
+    def _complain(self, error: OSError) -> None:
+        if not self._failing:
+            logger.warning(
+                "--state-dir: cannot save to %s: %s; going on with what was saved before",
+                self.directory,
+                os.strerror(error.errno or 0),
+            )
+        self._failing = True
 
     def close(self) -> None:
         """Let another monitor have the directory."""
@@ -127,6 +145,13 @@ class StateFile:
             raise StateError(
                 f"{str(self.directory)!r} is held by another monitor; give each its own directory"
             ) from None
+        self.crashed = os.fstat(self._lock).st_size > 0
+
+    def _mark(self, holder: bytes) -> None:
+        assert self._lock is not None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, holder, 0)
+        os.fsync(self._lock)
 
     def _read(self) -> dict[str, Any]:
         # Proves, before anything depends on it, that the directory can be written to.

@@ -92,14 +92,14 @@ class BrokerWatch:
         run = self.pipeline.tasks.live.get(uuid)
         return (run.available_at or None) if run is not None else None
 
-    def load(self, state: Mapping[str, Any], now: float) -> None:
-        """Take back what the pipeline dumped, before `start`.
+    def load(self, state: Mapping[str, Any], now: float, *, crashed: bool = False) -> None:
+        """Take back what the pipeline dumped, before `start`; see `Pipeline.load`.
 
         Raises:
             Exception: the state makes no sense; this watch is then as new.
         """
         try:
-            self.pipeline.load(dict(state), now)
+            self.pipeline.load(dict(state), now, crashed=crashed)
         except Exception:
             self.pipeline = self._new_pipeline()
             raise

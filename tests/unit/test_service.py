@@ -55,6 +55,24 @@ def test_live_tasks_survive_and_each_broker_gets_its_own_back(tmp_path: Path) ->
         assert value(second, "celery_tasks_waiting", "c") == {}
 
 
+def test_counters_that_went_on_after_a_clean_stop_do_not_go_back_to_it(tmp_path: Path) -> None:
+    """Killed before its first save: Prometheus has seen more than the clean stop before it saved. From 0 then."""
+    with closing(monitor(tmp_path)) as first:
+        first.restore()
+        first.watches[""].feed([sent("1"), sent("2")], NOW)
+        first.save(clean=True)
+    with closing(monitor(tmp_path)) as second:
+        second.restore()
+        assert value(second, "celery_task_sent_total") == {("shop.pay", "q"): 2}
+        assert second._file is not None
+        second._file.begin()
+    with closing(monitor(tmp_path)) as third:
+        third.restore()
+        assert value(third, "celery_task_sent_total") == {("shop.pay", "q"): 0}
+        assert value(third, "celery_tasks_waiting") == {("shop.pay", "q"): 2}
+        assert value(third, "celeryscope_events_total")[("task-sent",)] == 0
+
+
 def test_senseless_parts_cost_nothing_but_themselves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two of three brokers cannot be restored: one warning, and the third one is as it was."""
     brokers = ("a=redis://a", "b=redis://b", "c=redis://c")

@@ -52,6 +52,25 @@ def test_what_was_saved_is_there_at_the_next_start(home: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
+def test_who_began_and_did_not_save_for_the_last_time_has_crashed(home: Path) -> None:
+    """However it ended: only a last save takes the mark back, and a start that came to nothing leaves none."""
+
+    def crashed() -> bool:
+        with opened(home) as file:
+            file.open()
+            return file.crashed
+
+    saved(home)
+    assert not crashed()
+    for saves, expected in [([], True), ([False], True), ([False, True], False)]:
+        with opened(home) as file:
+            file.open()
+            file.begin()
+            for last in saves:
+                assert file.save(STATE, last=last)
+        assert crashed() == crashed() == expected
+
+
 def test_a_new_directory_holds_no_state(home: Path) -> None:
     with opened(home) as file:
         assert file.open() == {}
