@@ -50,7 +50,7 @@ def select(name: str, *where: str) -> str:
     """
     labels = (*labels_of(name), "instance", "job")
     for matcher in where:
-        label = matcher.split("=")[0].rstrip("!")
+        label = matcher.split("=")[0].split("!")[0]
         if label not in labels:
             raise UnknownSeriesError(f"{name} has no label {label!r} (in {matcher!r}); it has {', '.join(labels)}")
     return f"{name}{{{', '.join(where)}}}" if where else name
@@ -64,6 +64,11 @@ def once(name: str, expression: str) -> str:
 def fact(name: str, *where: str) -> str:
     """Return a gauge, or a counter as it stands, per label set."""
     return once(name, select(name, *where))
+
+
+def earlier(name: str, *where: str, offset: str) -> str:
+    """Return a gauge, or a counter, as it stood so long ago."""
+    return once(name, f"{select(name, *where)} offset {offset}")
 
 
 def rate(name: str, *where: str, window: str = "$__rate_interval") -> str:
@@ -100,3 +105,44 @@ def grown(name: str, *where: str, window: str, memory: str = "1d") -> str:
 def total(expression: str, by: Sequence[str] = ()) -> str:
     """Return the sum of an expression, by these labels or of all."""
     return f"sum by ({', '.join(by)}) ({expression})" if by else f"sum({expression})"
+
+
+def own_fact(name: str, *where: str) -> str:
+    """Return a gauge about the monitor or alerter itself, per instance: two monitors are two."""
+    return own(name, select(name, *where))
+
+
+def own_rate(name: str, *where: str, window: str = "$__rate_interval") -> str:
+    """Return the rate per second, and instance, of a counter about the monitor or alerter itself."""
+    return own(name, f"rate({select(name, *where)}[{window}])")
+
+
+def own_increase(name: str, *where: str, window: str) -> str:
+    """Return the growth in the window, per instance, of a counter about the monitor or alerter itself."""
+    return own(name, f"increase({select(name, *where)}[{window}])")
+
+
+def own(name: str, expression: str) -> str:
+    """Return `expression` per instance, what else tells targets apart (pod, endpoint, …) left out."""
+    return f"max by ({', '.join(('instance', *labels_of(name)))}) ({expression})"
+
+
+def mean(histogram: str, by: Sequence[str], *where: str, window: str = "$__rate_interval") -> str:
+    """Return a histogram's mean in the window, by these labels; nothing where nothing was observed."""
+    seconds, count = (total(rate(f"{histogram}_{part}", *where, window=window), by) for part in ("sum", "count"))
+    return f"{seconds} / ({count} > 0)"
+
+
+def largest(expression: str, by: Sequence[str] = ()) -> str:
+    """Return the largest value of an expression, by these labels or of all."""
+    return f"max by ({', '.join(by)}) ({expression})" if by else f"max({expression})"
+
+
+def top(count: int, expression: str) -> str:
+    """Return the series with the largest values."""
+    return f"topk({count}, {expression})"
+
+
+def or_zero(expression: str) -> str:
+    """Return 0 where a number without labels has no value, because nothing of the kind was ever seen."""
+    return f"({expression}) or vector(0)"

@@ -62,7 +62,7 @@ def recorded(record: str, *where: str) -> str:
 
 def _buckets() -> Iterator[Recording]:
     for metric in HISTOGRAMS:
-        labels = (*KEPT, "le")
+        labels: tuple[str, ...] = (*KEPT, "le")
         expression = total(rate(f"{metric}_bucket", window=WINDOW), labels)
         yield Recording(recorded_buckets(metric), expression, labels)
     for metric in BEAT_HISTOGRAMS:

@@ -1,0 +1,70 @@
+"""What several boards share: matchers, variables, and panels that differ by little."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..board import Variable, datasource_variable, flower_variable, query_variable
+from ..palette import QUANTILES
+from ..panels import Heatmap, Query, Timeseries, colors
+from ..queries import total
+from ..recordings import recorded, recorded_buckets
+
+BROKER = ('broker=~"$broker"',)
+QUEUE = (*BROKER, 'queue=~"$queue"')
+TASK = (*QUEUE, 'task=~"$task"')
+WORKER = (*BROKER, 'worker=~"$worker"')
+APP = (*BROKER, 'app=~"$app"')
+ENTRY = (*APP, 'entry=~"$entry"')
+
+RANGE = "$__range"
+RECORDED = "Read from a recording rule: load the rules (`celeryscope rules build`) for it to have data."
+
+_QUERIES = {
+    "broker": ("label_values(celery_workers, broker)", "Broker"),
+    "queue": ('label_values(celery_queue_messages{broker=~"$broker"}, queue)', "Queue"),
+    "task": ('label_values(celery_task_received_total{broker=~"$broker"}, task)', "Task"),
+    "worker": ('label_values(celery_worker_up{broker=~"$broker"}, worker)', "Worker"),
+    "app": ('label_values(celery_beats{broker=~"$broker"}, app)', "App"),
+    "entry": ('label_values(celery_beat_entry_info{broker=~"$broker", app=~"$app"}, entry)', "Entry"),
+}
+
+
+def variables(flower_url: str, *names: str) -> list[Variable]:
+    """Return a board's variables: the data source, the broker, these, and Flower's address, hidden.
+
+    Raises:
+        KeyError: a name is not one of those that links rely on (DESIGN §6).
+    """
+    chosen = [query_variable(name, _QUERIES[name][0], label=_QUERIES[name][1]) for name in ("broker", *names)]
+    return [datasource_variable(), *chosen, flower_variable(flower_url)]
+
+
+def quantile(share: float, histogram: str, *where: str, by: Sequence[str] = ()) -> str:
+    """Return a quantile of a recorded histogram, by these labels or of all together."""
+    return f"histogram_quantile({share:g}, {total(recorded(recorded_buckets(histogram), *where), (*by, 'le'))})"
+
+
+def spread(histogram: str, *where: str, title: str, asks: str, means: str, do: str, width: int = 12) -> Heatmap:
+    """Return a heatmap of a recorded histogram of seconds."""
+    query = Query(expr=total(recorded(recorded_buckets(histogram), *where), ("le",)), format="heatmap", legend="{{le}}")
+    means = f"{means} {RECORDED}"
+    return Heatmap(title=title, asks=asks, means=means, do=do, queries=[query], width=width, unit="s")
+
+
+def quantiles(histogram: str, *where: str, title: str, asks: str, means: str, do: str, width: int = 12) -> Timeseries:
+    """Return p50, p95 and p99 over time of a recorded histogram of seconds."""
+    queries = [
+        Query(expr=quantile(share, histogram, *where), legend=legend)
+        for share, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+    ]
+    return Timeseries(
+        title=title,
+        asks=asks,
+        means=f"{means} {RECORDED}",
+        do=do,
+        queries=queries,
+        width=width,
+        unit="s",
+        overrides=colors(QUANTILES),
+    )
