@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import beat_entries as entries
+from . import beat_runs
 from .beat_reports import Reports
+from .beat_runs import ENTRY_HEADER, RUN_HEADER
 from .beat_sender import Line, Sender
 from .guard import Guard
 
 if TYPE_CHECKING:
     from celery import Celery
-
-HEADER = "celeryscope-beat-entry"
-"""Message header: the name of the entry for which beat sent the task."""
 
 UNKNOWN_LOOKED_AT = 50
 _MARK = "_celeryscope_probe"
@@ -38,6 +37,7 @@ def connect(app: Celery) -> None:
     """Watch every beat that runs `app`: `celery beat`, `celery worker -B`, any scheduler. Again is a no-op.
 
     Nothing happens before a beat starts. In it, nothing raises into beat, and no broker call is made on its thread.
+    Workers of `app` tell which of the runs they receive a beat has sent.
     """
     from celery.signals import beat_init
 
@@ -53,6 +53,8 @@ def connect(app: Celery) -> None:
 
     _receivers[real] = started
     beat_init.connect(started, dispatch_uid=f"celeryscope-beat-{id(real)}")
+    with Guard("beat probe: runs"):
+        beat_runs.connect(real)
     with Guard("beat probe: order"):
         # RedBeat's receiver waits there for its lock, maybe for days; ours has to run before.
         receivers: list[Any] = beat_init.receivers
@@ -210,8 +212,11 @@ class Probe:
             if attempt is None or attempt.thread != threading.get_ident() or not isinstance(headers, dict):
                 return
             if sender == attempt.entry.task:
-                headers[HEADER] = attempt.name
+                headers[ENTRY_HEADER] = attempt.name
                 attempt.uuid = headers.get("id")
+                count = self._counted(attempt, None, failed=False)
+                counts, times = (count.dispatched, count.failed, count.skipped), (count.last, count.first, attempt.due)
+                headers[RUN_HEADER] = beat_runs.write(self.app_name, self.boot, counts, times)
 
     def _end(self, attempt: Attempt | None, result: Any, error: Exception | None) -> None:
         self._attempt = None
@@ -221,17 +226,8 @@ class Probe:
             task_id = getattr(result, "id", None) or attempt.uuid
             if error is None and task_id is None:
                 return  # a scheduler of the user's own that decided against it
-            known = self.counts.get(attempt.name, Count())
-            self.counts[attempt.name] = count = Count(
-                dispatched=known.dispatched + (error is None),
-                failed=known.failed + (error is not None),
-                skipped=known.skipped + _skipped(attempt.entry, known.last, attempt.sent),
-                last=attempt.sent,
-                first=attempt.sent if known.first is None else known.first,
-                uuid=str(task_id) if error is None else known.uuid,
-                changed=self.beats,
-                born=known.born if known.last is not None else self.beats,
-            )
+            count = self._counted(attempt, task_id, failed=error is not None)
+            self.counts[attempt.name] = count
         finally:
             self.busy = None
         self.seq += 1
@@ -242,6 +238,20 @@ class Probe:
         # The error's name alone: its traceback holds the frames of a publish, and up to 20 000 reports may wait.
         failed = None if error is None else type(error).__name__
         self.sender.put(functools.partial(self.reports.dispatch, attempt, count, self.seq, failed, next_due))
+
+    def _counted(self, attempt: Attempt, task_id: object, *, failed: bool) -> Count:
+        """Return the entry's counts after this attempt."""
+        known = self.counts.get(attempt.name, Count())
+        return Count(
+            dispatched=known.dispatched + (not failed),
+            failed=known.failed + failed,
+            skipped=known.skipped + _skipped(attempt.entry, known.last, attempt.sent),
+            last=attempt.sent,
+            first=attempt.sent if known.first is None else known.first,
+            uuid=known.uuid if failed else str(task_id),
+            changed=self.beats,
+            born=known.born if known.last is not None else self.beats,
+        )
 
     def _note_unknown(self, name: str, due: float | None) -> None:
         if due is not None and (name in self.unknown_due or len(self.unknown_due) < UNKNOWN_LOOKED_AT):

@@ -62,6 +62,8 @@ class Boot:
         self.listed: set[str] | None = None
         self.hides = False
         self._listing: tuple[int, set[int], set[str]] = (-1, set(), set())
+        self.testimony: dict[str, BeatEvent] = {}
+        """Per entry the latest of its dispatches that a worker received, where its own report is not here yet."""
 
     def hear(self, e: BeatEvent, now: float) -> None:
         """Take over what every event of a beat says about it."""
@@ -101,6 +103,15 @@ class Boot:
         if e.seq is not None and not self.synced:
             self.synced, self.seq = True, max(e.seq, self.seq or 0)
         return True
+
+    def testify(self, e: BeatEvent) -> None:
+        """Keep what a worker said of a dispatch that this beat itself has not reported (yet)."""
+        name = e.entry or ""
+        known, kept = self.tallies.get(name, Tally()).attempts, self.testimony.get(name)
+        if kept is not None:
+            known = max(known, kept.dispatched + kept.failed)
+        if e.dispatched + e.failed > known and (kept is not None or len(self.testimony) < ENTRIES):
+            self.testimony[name] = e
 
     def alive(self, now: float, hearing_since: float) -> bool:
         """Tell whether it said something lately; while the monitor is deaf nobody dies."""

@@ -164,6 +164,10 @@ class Chain:
         self.missed += count
         self.counted += count
 
+    def awaits(self, sent: float) -> bool:
+        """Tell whether a dispatch at that time may still be counted: it serves no slot that was judged already."""
+        return self.slots is not UNKNOWN_SLOTS and not self.counted and (self.anchor is None or sent > self.anchor)
+
     def report(self, r: Report) -> float | None:
         """Take in a beat's tally; return when the run was due. Reports once more, late or out of order are harmless."""
         attempts = r.tally.attempts - r.before.attempts

@@ -36,7 +36,13 @@ TaskType = Literal[
 ]
 WorkerType = Literal["worker-online", "worker-heartbeat", "worker-offline"]
 BeatType = Literal[
-    "beat-online", "beat-offline", "beat-heartbeat", "beat-schedule", "beat-dispatched", "beat-dispatch-failed"
+    "beat-online",
+    "beat-offline",
+    "beat-heartbeat",
+    "beat-schedule",
+    "beat-dispatched",
+    "beat-dispatch-failed",
+    "beat-received",
 ]
 
 NO_TRACEBACK = Raw(b"null")

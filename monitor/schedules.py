@@ -100,6 +100,7 @@ class Ledger:
             "beat-schedule": self.listing,
             "beat-dispatched": self.attempt,
             "beat-dispatch-failed": self.attempt,
+            "beat-received": self.testimony,
         }
 
     # --- what beat says -------------------------------------------------------------------------------------------
@@ -117,7 +118,11 @@ class Ledger:
             if len(self.apps) >= APPS:
                 return None
             app = self.apps[e.app] = BeatApp(e.app)
-        return app, app.boot(e, now)
+        before = app.boots.get(app.led_by)
+        boot = app.boot(e, now)
+        if before is not None and app.led_by != before.name:
+            self._believe(app, before)
+        return app, boot
 
     def heartbeat(self, e: BeatEvent, now: float) -> None:
         """Correct what was lost by beat's totals, and count what it confirms not to have dispatched."""
@@ -182,6 +187,26 @@ class Ledger:
         self._reported(app, boot, e.entry, tally, _Attempt(sent, e.due, e.uuid, e.first))
         if new:
             chain.describe(e, e.next_due, sent)
+
+    def testimony(self, e: BeatEvent, now: float) -> None:
+        """Take in what a worker says of a run that beat has sent: it counts where beat itself never reports it."""
+        del now
+        app = self.apps.get(e.app)
+        boot = app.boots.get(e.boot) if app is not None else None
+        if app is None or boot is None or e.entry not in app.chains or e.sent is None:
+            return
+        boot.testify(e)
+        if boot.name != app.led_by:
+            self._believe(app, boot)
+
+    def _believe(self, app: BeatApp, boot: Boot) -> None:
+        """Count what workers received of a beat that will not tell any more; not where its slot was judged before."""
+        while boot.testimony:
+            entry, e = boot.testimony.popitem()
+            chain = app.chains.get(entry)
+            if chain is not None and e.sent is not None and chain.awaits(e.sent):
+                tally = Tally(e.dispatched, e.failed, e.skipped)
+                self._reported(app, boot, entry, tally, _Attempt(e.sent, e.due, e.uuid, e.first))
 
     def _chain(self, app: BeatApp, entry: str, since: float) -> Chain | None:
         chain = app.chain(entry, since, self._bounds)
@@ -281,6 +306,7 @@ class Ledger:
             app.forgive(last, self.hearing_since)
             if not was_dead:
                 app.doubt(last)
+            self._believe(app, last)
             moment = now - last.skew.seconds - REPORTED_WITHIN
             for chain in app.chains.values():
                 chain.confirm(moment)

@@ -38,20 +38,26 @@ class Ear:
     def __init__(self, loss: float = 0.0) -> None:
         self.ledger = Ledger(METRICS, Caps())
         self.loss = loss
-        self.careful = False
+        self.deaf_to: set[int] = set()
+        """Beats, by their pids, of which nothing is heard; while there are any, no word of a worker is lost."""
         self.down = False
         self.restart = False
         self._random = random.Random(7)
 
     def feed(self, event: Any, now: float) -> None:
-        if self.down or (isinstance(event, BeatEvent) and not self.careful and self._random.random() < self.loss):
+        if self.down:
             return
-        if isinstance(event, BeatEvent):
+        if isinstance(event, BeatEvent) and not self._lost(event):
             self.ledger.handlers()[event.type](event, now)
         elif isinstance(event, TaskEvent) and (event.uuid in self.ledger.watched or event.name in self.ledger.tasks):
             kind: Any = event.type.removeprefix("task-")
             if kind in self.ledger.kinds:
                 self.ledger.run_event(kind, event.uuid, event.name or "", event.timestamp, now)
+
+    def _lost(self, event: BeatEvent) -> bool:
+        if self.deaf_to and (event.pid in self.deaf_to or event.type == "beat-received"):
+            return event.type != "beat-received"
+        return self._random.random() < self.loss
 
     def tick(self, now: float) -> None:
         if self.restart:

@@ -14,6 +14,7 @@ from itertools import pairwise
 import ephem
 import pytest
 from beat_farm import SCHEDULERS, Ear, Farm, missed, run_script
+from celeryscope.monitor.events import BeatEvent
 from helpers import Process, eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
@@ -51,6 +52,11 @@ def _farm(valkey, tmp_path):
     farm.worker()
     yield farm
     farm.close()
+
+
+def reports(farm: Farm, app: str, entry: str) -> list[BeatEvent]:
+    """Return what beat said of its dispatches of one entry."""
+    return [e for e in list(farm.seen) if e.type == "beat-dispatched" and e.app == app and e.entry == entry]
 
 
 def sum_of(farm: Farm, app: str, ear: str) -> dict[str, float]:
@@ -91,7 +97,7 @@ def test_a_bad_day(farm):
         eventually(lambda app=app: len(farm.truth(app, "cron")) >= 1, 70)
         eventually(lambda app=app: farm.value("beat_dispatched_total", app, "cron") == len(farm.truth(app, "cron")))
         assert farm.value("beat_lateness_seconds", app, "cron")[-1] < 30.0
-        assert farm.value("beat_missed_total", app, "cron") == minutes_without(farm, app)
+        eventually(lambda app=app: farm.value("beat_missed_total", app, "cron") == minutes_without(farm, app), 30)
     sun_and_clock(farm)
     killed_for_good(farm, beats)
     for process in farm.processes:
@@ -101,25 +107,43 @@ def test_a_bad_day(farm):
 def minutes_without(farm: Farm, app: str) -> int:
     """Return how many minutes went by without the run of the crontab: restarted, Django's scheduler leaves one out."""
     online = min(e.timestamp for e in list(farm.seen) if e.app == app)
-    sent = farm.truth(app, "cron")
-    return int(sent[-1] // 60 - online // 60) - len({moment // 60 for moment in sent})
+    served = {moment // 60 for moment in farm.truth(app, "cron")}
+    # Beat reads its schedule a little before it says that it is there: a minute may turn between the two.
+    first = min(online // 60 + 1, min(served))
+    return int(max(served) - first) + 1 - len(served)
+
+
+def kill_unheard(farm: Farm, app: str, beat: Process) -> int:
+    """Kill a beat after a dispatch of which it told the lossy monitor nothing; return how many it had made."""
+    eventually(lambda: settled(farm, app), 40)
+    assert beat.pid in pids(farm, app)
+    farm.ears["lossy"].deaf_to.add(beat.pid)
+    farm.after_a_dispatch(app, 1.2)
+    beat.kill_group()
+    beat.popen.wait(10)
+    return len(farm.truth(app, "two"))
+
+
+def pids(farm: Farm, app: str) -> set[int | None]:
+    """Return the beats of an app that were heard of."""
+    return {e.pid for e in list(farm.seen) if e.app == app and e.type != "beat-received"}
 
 
 def kill_and_restart(farm: Farm, beats: dict[str, Process]) -> None:
-    """No false lateness, no false miss, no duplicate, and never two beats."""
-    farm.ears["lossy"].careful = True  # nobody can know what was lost last before a kill
+    """No false lateness, no false miss, no duplicate, and never two beats.
+
+    Nothing that a beat said of its last dispatch reaches the lossy monitor: the worker's word has to do.
+    """
+    runs = {}
     for app in APPS:
-        farm.after_a_dispatch(app, 1.2)
-        beats[app].kill_group()
-        before = len(farm.truth(app, "two"))
+        runs[app] = kill_unheard(farm, app, beats[app])
         if app == "django":  # not before: Django's scheduler would run them again after a kill
-            soon = time.time() + 40
-            farm.env |= {"CLOCKED": str(soon), "NOON": str(noon_at(soon + 10))}
+            soon = time.time() + 30
+            farm.env |= {"CLOCKED": str(soon), "NOON": str(noon_at(soon + 6))}
         beats[app] = farm.beat(app, app)
-        eventually(lambda app=app, before=before: len(farm.truth(app, "two")) >= before + 3, 60)
-        assert farm.value("beats", app) == 1
-    farm.ears["lossy"].careful = False
     for app in APPS:
+        eventually(lambda app=app: len(farm.truth(app, "two")) >= runs[app] + 3, 60)
+        assert farm.value("beats", app) == 1
         eventually(lambda app=app: settled(farm, app), 40)
         sent = farm.truth(app, "two")
         late = sum(max(0.0, after - before - 2.0) for before, after in pairwise(sent))
@@ -144,9 +168,9 @@ def sun_and_clock(farm: Farm) -> None:
     """One run of each, at its moment."""
     for entry, kind in (("once", "clocked"), ("noon", "solar")):
         (sent,) = eventually(lambda entry=entry: farm.truth("django", entry), 60)
-        seen = [e for e in list(farm.seen) if e.type == "beat-dispatched" and e.app == "django" and e.entry == entry]
-        assert [e.kind for e in seen] == [kind]
-        assert abs(seen[0].due - sent) < 10.0
+        (seen,) = eventually(lambda entry=entry: reports(farm, "django", entry))
+        assert seen.kind == kind
+        assert abs(seen.due - sent) < 10.0
     due = float(farm.env["CLOCKED"])
     assert abs(farm.truth("django", "once")[0] - due) < 10.0
     eventually(lambda: farm.value("beat_dispatched_total", "django", "noon") == 1)
@@ -160,7 +184,7 @@ def killed_for_good(farm: Farm, beats: dict[str, Process]) -> None:
     for app in APPS:
         eventually(lambda app=app: farm.value("beats", app) == 0, killed + 30 - time.time())
     counts = [farm.value("beat_missed_total", app, "two") for app in APPS]
-    for more in (3, 6):
+    for more in (2, 4):
         for app, before in zip(APPS, counts, strict=True):
             eventually(lambda app=app, before=before, more=more: miss(farm, app) >= before + more, 30)
     assert all(farm.value("beat_overdue_seconds", app, "two") > 20 for app in APPS)
@@ -177,8 +201,7 @@ def test_a_redbeat_standby_is_no_second_beat_and_takes_over(farm):
     eventually(lambda: any(e.app == "locked" and e.leader is False for e in list(farm.seen)), 60)
     eventually(lambda: sum(e.app == "locked" and e.type == "beat-heartbeat" for e in list(farm.seen)) >= 4, 60)
     assert farm.value("beats", "locked") == 1
-    first.kill_group()
-    before = len(farm.truth("locked", "two"))
+    before = kill_unheard(farm, "locked", first)
     eventually(lambda: len(farm.truth("locked", "two")) >= before + 3, 60)
     eventually(lambda: farm.value("beats", "locked") == 1, 30)
     eventually(lambda: settled(farm, "locked"), 30)

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from beat_world import SimSender, Strange, World, interval
+from beat_world import START, SimSender, Strange, World, interval
 from celery import Celery, _state
 from celery.beat import PersistentScheduler, Service
 from celery.schedules import crontab, schedule, solar
 from celery.signals import beat_init
 from celeryscope.monitor import beat, beat_entries
-from celeryscope.monitor.beat import HEADER, Probe
+from celeryscope.monitor.beat import Probe
+from celeryscope.monitor.beat_runs import ENTRY_HEADER, RUN_HEADER, read
 from celeryscope.monitor.guard import Guard
 
 NOW = 1_900_000_000.0
@@ -83,14 +84,19 @@ def test_beat_sends_the_same_with_and_without_the_probe(tmp_path):
         scheduler.close()
         with shelve.open(path) as store:
             stored[way] = {n: (e.options, e.args, e.total_run_count) for n, e in store["entries"].items()}
-    names = [headers.pop(HEADER) for headers, _, _ in sent["with"]]
+    names = [headers.pop(ENTRY_HEADER) for headers, _, _ in sent["with"]]
+    runs = [read(headers.pop(RUN_HEADER)) for headers, _, _ in sent["with"]]
     assert sent["with"] == sent["without"]
     assert len(names) > 90
     assert names == [
         {"t.plain": "plain", "t.headed": "headed", "t.queued": "queued"}[h[0]["task"]] for h in sent["with"]
     ]
+    for name in set(names):
+        counts = [run["dispatched"] for run, entry in zip(runs, names, strict=True) if entry == name]
+        assert counts == list(range(1, len(counts) + 1))
     assert stored["with"] == stored["without"]
-    assert HEADER not in str(stored["with"])
+    assert RUN_HEADER not in str(stored["with"])
+    assert ENTRY_HEADER not in str(stored["with"])
 
 
 def test_what_beats_own_tasks_publish_in_passing_carries_no_header():
@@ -109,7 +115,13 @@ def test_what_beats_own_tasks_publish_in_passing_carries_no_header():
 
     w.dispatch = dispatch  # type: ignore[method-assign]
     w.run(2.1)
-    assert headers == [{}, {}, {HEADER: "two"}]
+    assert headers[:2] == [{}, {}]
+    assert headers[2][ENTRY_HEADER] == "two"
+    sent = w.now - 0.001
+    assert read(headers[2][RUN_HEADER]) == {
+        "app": "proj", "boot": b.probe.boot, "dispatched": 1, "failed": 0, "skipped": 0,
+        "sent": pytest.approx(sent, abs=0.2), "first": pytest.approx(sent, abs=0.2), "due": START + 2.0,
+    }  # fmt: skip
     b.probe._publishing(sender="proj.add", headers=headers[0])
     assert headers[0] == {}
 

@@ -203,6 +203,81 @@ def test_a_standby_that_waits_for_the_lock_is_no_second_beat():
     assert w.entry("duplicate_total", "two") == 0
 
 
+def lose_the_last_report_and_kill(w: World, beat: Beat) -> dict[str, Any]:
+    """Kill beat 0.2 s after a dispatch of which it told nobody; return what its store knows."""
+    w.loss = 1.0
+    before = len(w.attempts["two"])
+    while len(w.attempts["two"]) == before:
+        w.run(0.1)
+    w.run(0.2)
+    w.loss = 0.0
+    return w.kill(beat)
+
+
+@pytest.mark.parametrize("store", ["kept", "lost"])
+def test_what_a_beat_sent_last_is_known_from_the_worker_that_got_it(store):
+    """Its report was lost, and then it was killed and replaced at once: no false miss, and the count is right."""
+    w, beat = world()
+    w.run(21.0)
+    stored = lose_the_last_report_and_kill(w, beat)
+    sent = w.attempts["two"][-1]
+    w.start(stored=stored if store == "kept" else None)
+    w.run(30.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert [w.entry(f"{name}_total", "two") for name in ("missed", "duplicate")] == [0, 0]
+    assert sum(w.entry("lateness_seconds", "two")[:-1]) == len(w.attempts["two"])
+    assert sent in w.attempts["two"][:-5]
+
+
+def test_what_a_beat_sent_last_is_no_miss_after_its_death():
+    w, beat = world()
+    w.run(21.0)
+    lose_the_last_report_and_kill(w, beat)
+    w.run(60.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert w.entry("missed_total", "two") == (w.ledger.now - 10.0 - w.attempts["two"][-1] - 2.0) // 2.0
+    assert w.entry("next_due_timestamp_seconds", "two") == pytest.approx(w.attempts["two"][-1] + 2.0)
+
+
+def test_what_no_worker_got_before_the_slot_was_judged_stays_a_miss():
+    """Each slot is counted once: a queue that is worked off an hour later takes nothing back and adds nothing."""
+    w, beat = world()
+    w.run(21.0)
+    w.workers = False
+    lose_the_last_report_and_kill(w, beat)
+    w.run(60.0)
+    missed, dispatched = w.entry("missed_total", "two"), w.entry("dispatched_total", "two")
+    assert dispatched == len(w.attempts["two"]) - 1
+    fields = {"app": "proj", "boot": beat.probe.boot, "entry": "two", "uuid": "x", "dispatched": dispatched + 1}
+    w.receive("beat-received", {**fields, "sent": w.attempts["two"][-1]}, "worker@h")
+    w.run(1.0)
+    assert w.entry("missed_total", "two") - missed in {0, 1}
+    assert w.entry("dispatched_total", "two") == dispatched
+
+
+@pytest.mark.parametrize("more", [{"boot": "unheard of"}, {"app": "other"}, {"entry": "unknown"}, {"sent": None}])
+def test_what_a_worker_says_of_beats_and_entries_that_nobody_knows_is_ignored(more):
+    w, beat = world()
+    w.run(21.0)
+    w.kill(beat)
+    fields = {"app": "proj", "boot": beat.probe.boot, "entry": "two", "uuid": "x", "dispatched": 99, "sent": w.now}
+    w.receive("beat-received", {**fields, **more}, "worker@h")
+    w.run(30.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert list(w.ledger.apps) == ["proj"]
+
+
+def test_a_workers_word_is_no_sign_of_life_of_a_beat():
+    w, beat = world()
+    w.run(21.0)
+    w.kill(beat)
+    fields = {"app": "proj", "boot": beat.probe.boot, "entry": "two", "uuid": "x", "dispatched": 1, "sent": w.now}
+    for _ in range(30):
+        w.run(1.0)
+        w.receive("beat-received", fields, "worker@h")
+    assert w.value("celery_beats", "proj") == 0
+
+
 def test_lost_events_are_made_up_for_by_later_ones():
     w, _ = world(loss=0.4, seed=5)
     w.run(600.0)
