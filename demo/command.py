@@ -31,7 +31,7 @@ def demo(port: int, rate: float, seconds: float | None) -> None:
     """Run the whole system on this machine, on a broker of its own: no Docker, nothing to configure.
 
     An example shop with two workers, beat and customers; celeryscope monitor; the alerter and a Slack inbox to read;
-    Prometheus where it is installed.
+    Flower for live control; Prometheus where it is installed.
     """
     console = Console(highlight=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -39,7 +39,9 @@ def demo(port: int, rate: float, seconds: float | None) -> None:
     nursery = Nursery()
     try:
         stack = Stack(nursery, port, rate)
-        console.print("starting broker, monitor, Slack inbox, alerter, two workers, beat, customers …", style="dim")
+        console.print(
+            "starting broker, monitor, Slack inbox, Flower, alerter, two workers, beat, customers …", style="dim"
+        )
         stack.start()
         _show(console, stack, time.monotonic() + seconds if seconds is not None else None)
     except _Stop:

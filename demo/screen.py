@@ -10,6 +10,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from ..monitor.flower_settings import DEFAULT_URL
+from .stack import FLOWER_USER
+
 if TYPE_CHECKING:
     from ..exporters.reading import Page
     from .stack import Stack
@@ -44,31 +47,39 @@ NOW: tuple[Row, ...] = (
 
 def places(stack: Stack) -> str:
     """Return where everything is, as lines for any output."""
-    lines = [f"{name:<11} {url}" for name, url in stack.urls.items()]
-    if stack.port and not stack.monitor_url.endswith(f":{stack.port}"):
-        lines.append(f"(port {stack.port} is taken, so the metrics are on another one)")
-    return "\n".join(lines)
+    taken = stack.port and not stack.monitor_url.endswith(f":{stack.port}")
+    notes = {
+        "metrics": f"(port {stack.port} is taken)" if taken else "",
+        "flower": f"user {FLOWER_USER}, password {stack.flower_password}",
+    }
+    return "\n".join(f"{name:<11} {url}  {notes.get(name, '')}".rstrip() for name, url in stack.urls.items())
 
 
 def hints(stack: Stack) -> str:
     """Return what to try, as lines for any output."""
     pid = {name: child.pid for name, child in stack.services.items()}
     status = "" if stack.monitor_url.endswith(":9808") else f" --url {stack.monitor_url}"
+    flower = "" if stack.flower_url == DEFAULT_URL else f" --flower-url {stack.flower_url}"
+    login = f"CELERYSCOPE_FLOWER_AUTH={FLOWER_USER}:{stack.flower_password}"
     commands = (
-        (f"kill -STOP -{pid['worker']}", "freeze a worker: its queues fill and age, lost after 60 s"),
-        (f"kill -CONT -{pid['worker']}", "let it go on: up again, ages fall back to 0"),
+        (f"kill -STOP -{pid['worker']}", "freeze a worker, lost after 60 s; with -CONT it goes on"),
         (f"kill -9 -{pid['reports']}", "kill one: lost, its runs orphaned; back after 100 s"),
         (f"kill {pid['beat']}", "stop beat: celery_beats falls to 0, overdue entries grow"),
     )
     width = max(len(command) for command, _ in commands)
-    lines = [f"celeryscope status{status}", *(f"{command:<{width}}  {text}" for command, text in commands)]
+    lines = [
+        f"celeryscope status{status}",
+        f"{login} celeryscope control pool-grow worker{flower}",
+        *(f"{command:<{width}}  {text}" for command, text in commands),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def screen(stack: Stack, page: Page | None) -> RenderableType:
     """Return the whole screen."""
-    services = Text("  ").join(
-        Text(f"{name} {child.pid}", style="green" if child.running else "red") for name, child in stack.services.items()
+    # On one line of 80; the ids that somebody needs are in the hints.
+    services = Text(" ").join(
+        Text(name, style="green" if child.running else "bold red") for name, child in stack.services.items()
     )
     parts: list[RenderableType] = [Text(places(stack)), services]
     if page is not None:

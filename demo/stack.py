@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -21,8 +22,12 @@ ATTEMPTS = 5
 START_SECONDS = 60.0
 BACK_AFTER = 100.0
 """Seconds after which a worker that somebody ended is started again: long enough to be lost, and seen to be."""
+FLOWER_PORT = 5555
+FLOWER_USER = "demo"
 QUIET = "15s"
 """After so long without a failure, and a success since, an incident is resolved."""
+FOREIGN = ("CELERY", "FLOWER_", "FORKED_BY")
+"""What the caller's variables that are not for the demo start with."""
 WORKERS = {"worker": ("default,email", "4"), "reports": ("reports", "3")}
 
 
@@ -39,6 +44,8 @@ class Stack:
     rate: float
     broker_url: str = ""
     monitor_url: str = ""
+    flower_url: str = ""
+    flower_password: str = field(default_factory=lambda: secrets.token_hex(4))
     urls: dict[str, str] = field(default_factory=dict)
     services: dict[str, Child] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
@@ -72,7 +79,7 @@ class Stack:
 
     def run(self, name: str, *argv: str | Path, **settings: str) -> Child:
         """Start a process that sees the demo's broker, these settings, and none of the caller's for Celery or us."""
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("CELERY", "FORKED_BY"))}
+        env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         env |= {"CELERY_BROKER_URL": self.broker_url, "CELERY_RESULT_BACKEND": self.broker_url.replace("/0", "/1")}
         env |= {"PYTHONUNBUFFERED": "1", **settings}
         child = Child(name, [str(arg) for arg in argv], self.nursery, env)
@@ -154,6 +161,23 @@ def inbox(stack: Stack) -> None:
     stack.urls["slack inbox"] = child.log.read_text().partition(SAYS)[2].split()[0]
 
 
+def flower(stack: Stack) -> None:
+    """Start Flower behind a password of this run, on its usual port if that is free."""
+    for _ in range(ATTEMPTS):
+        port = free_port(FLOWER_PORT)
+        url = f"http://127.0.0.1:{port}"
+        child = stack.run(
+            "flower",
+            *(sys.executable, "-m", "celeryscope", "flower", "-A", APP, "--listen", f"127.0.0.1:{port}"),
+            *("--state-dir", stack.nursery.folder / "flower", "--purge-offline-workers", "600"),
+            CELERYSCOPE_FLOWER_AUTH=f"{FLOWER_USER}:{stack.flower_password}",
+        )
+        if stack.until(child, lambda url=url: answers(f"{url}/healthcheck")):  # type: ignore[misc]
+            stack.urls["flower"] = stack.flower_url = url
+            return
+    raise DemoError(f"Flower does not start:\n{child.tail()}")
+
+
 def alerter(stack: Stack) -> None:
     """Start `celeryscope alerter`, less patient than people want, so that incidents end while somebody looks."""
     folder = stack.nursery.folder / "state"
@@ -163,6 +187,7 @@ def alerter(stack: Stack) -> None:
         *("--state-dir", folder, "--slack-channel", "#alerts", "--quiet", QUIET, "--update-interval", "3s"),
         CELERYSCOPE_SLACK_BASE_URL=f"{stack.urls['slack inbox']}/api/",
         CELERYSCOPE_SLACK_TOKEN=TOKEN,
+        CELERYSCOPE_FLOWER_URL=stack.flower_url,
     )
     if not stack.until(child, lambda: "alerter reads" in child.log.read_text(errors="replace")):
         raise DemoError(f"the alerter does not start:\n{child.tail()}")
@@ -228,6 +253,7 @@ SERVICES: tuple[Callable[[Stack], None], ...] = (
     broker,
     monitor,
     inbox,
+    flower,
     alerter,
     workers,
     beat,

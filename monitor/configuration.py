@@ -286,6 +286,7 @@ def _shown(value: object, option: Option) -> str:
         value = " ".join(value)
     text = repr(value)
     if not option.secret:
+        text = masked(text)
         return text if len(text) <= 200 else text[:200] + "…"
     # A secret that is no URL has no part that may be shown.
     return masked(text) if "://" in text else HIDDEN

@@ -140,9 +140,9 @@ def _checked(client: FlowerClient, action: Action) -> Step:
     if action.task and action.task not in worker.tasks:
         raise _unknown_task(action.task, [worker])
     count = int(dict(action.params).get("n", "0"))
-    if action.name == "pool-shrink" and worker.concurrency is not None and count >= worker.concurrency:
-        raise FlowerError(f"{worker.name} has {worker.concurrency} slots, and one must remain: shut it down instead")
-    note = "" if worker.active is None else f"{worker.active} of {worker.concurrency or '?'} slots are busy"
+    if action.name == "pool-shrink" and worker.slots is not None and count >= worker.slots:
+        raise FlowerError(f"{worker.name} has {worker.slots} slots, and one must remain: shut it down instead")
+    note = "" if worker.active is None else f"{worker.active} of {worker.slots or '?'} slots are busy"
     return Step(action, note)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,9 +17,6 @@ from .flower_actions import Action, FlowerError, credentials_refused, refusal
 
 TIMEOUT = 15.0
 """Seconds. Flower itself waits a second or two for the workers' replies."""
-FRESH = 5.0
-"""A worker that was asked just now and whose facts are older than so many seconds did not answer."""
-
 ENDED = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 
@@ -32,8 +28,8 @@ class Worker(Struct):
     queues: list[str] = field(default_factory=list)
     tasks: dict[str, str] = field(default_factory=dict)
     """Registered names, and what the worker says of each: `exchange`, `routing_key`, `rate_limit`."""
-    concurrency: int | None = None
-    processes: int | None = None
+    slots: int | None = None
+    """How many tasks it runs at once: what its pool has just now, where the pool tells (prefork)."""
     autoscale: dict[str, int] | None = None
     active: int | None = None
 
@@ -114,10 +110,7 @@ class FlowerClient:
         Raises:
             FlowerError: nobody can say.
         """
-        answer = self._send("GET", "api/workers", "ask", params={"refresh": "true", "workername": name})
-        if answer.status_code == httpx.codes.NOT_FOUND and _text(answer).startswith("Unknown worker"):
-            return None
-        return _workers(self._checked(answer), _clock(answer)).get(name)
+        return self._inspected(name).get(name)
 
     def workers(self) -> dict[str, Worker]:
         """Ask all workers about themselves, which takes a second or more.
@@ -125,8 +118,7 @@ class FlowerClient:
         Raises:
             FlowerError: nobody can say.
         """
-        answer = self._send("GET", "api/workers", "ask", params={"refresh": "true"})
-        return _workers(self._checked(answer), _clock(answer))
+        return self._inspected("")
 
     def task(self, uuid: str) -> Task | None:
         """Return what Flower has seen of a task; None where it has not, or no longer.
@@ -148,6 +140,21 @@ class FlowerClient:
         given = {"taskname": name, "state": state, "workername": worker, "limit": str(limit), "sort_by": "-received"}
         found = self._get("api/tasks", **{key: value for key, value in given.items() if value})
         return [_task(uuid, info) for uuid, info in found.items()]
+
+    def _inspected(self, name: str) -> dict[str, Worker]:
+        # Flower goes on telling what a worker once said: it answered if it says so later than before.
+        before = {worker: _said_at(info) for worker, info in self._info(name, refresh="false").items()}
+        return {
+            worker: _worker(worker, info, answered=_said_at(info) > before.get(worker, 0))
+            for worker, info in self._info(name, refresh="true").items()
+        }
+
+    def _info(self, name: str, **params: str) -> dict[str, Mapping[str, Any]]:
+        only = {"workername": name} if name else {}
+        answer = self._send("GET", "api/workers", "ask", params={**params, **only})
+        if name and answer.status_code == httpx.codes.NOT_FOUND and _text(answer).startswith("Unknown worker"):
+            return {}
+        return {name: info for name, info in self._checked(answer).items() if isinstance(info, Mapping)}
 
     def _get(self, path: str, **params: str) -> dict[str, Any]:
         return self._checked(self._send("GET", path, "ask", params=params))
@@ -181,11 +188,12 @@ class FlowerClient:
         return answer
 
 
-def _workers(content: Mapping[str, Any], now: float | None) -> dict[str, Worker]:
-    return {str(name): _worker(str(name), info, now) for name, info in content.items() if isinstance(info, Mapping)}
+def _said_at(info: Mapping[str, Any]) -> float:
+    at = info.get("timestamp")
+    return float(at) if isinstance(at, (int, float)) else 0.0
 
 
-def _worker(name: str, info: Mapping[str, Any], now: float | None) -> Worker:
+def _worker(name: str, info: Mapping[str, Any], *, answered: bool) -> Worker:
     stats = info.get("stats") or {}
     pool = stats.get("pool") or {}
     scaler = stats.get("autoscaler")
@@ -194,11 +202,11 @@ def _worker(name: str, info: Mapping[str, Any], now: float | None) -> Worker:
     worker: Worker = _converted(
         {
             "name": name,
-            "answered": bool(info) and (now is None or now - float(info.get("timestamp") or 0) < FRESH),
+            "answered": answered,
             "queues": [queue["name"] for queue in info.get("active_queues") or ()],
             "tasks": {task: rest.rstrip("]") for task, _, rest in registered},
-            "concurrency": pool.get("max-concurrency"),
-            "processes": len(processes) if isinstance(processes, list) else None,
+            # The pool's own limit stays what it was at the start, however it grows or shrinks.
+            "slots": len(processes) if isinstance(processes, list) else pool.get("max-concurrency"),
             "autoscale": {key: scaler[key] for key in ("min", "max")} if scaler else None,
             "active": len(info["active"]) if "active" in info else None,
         },
@@ -210,14 +218,6 @@ def _worker(name: str, info: Mapping[str, Any], now: float | None) -> Worker:
 def _task(uuid: str, info: Mapping[str, Any]) -> Task:
     task: Task = _converted({**info, "uuid": uuid}, Task)
     return task
-
-
-def _clock(answer: httpx.Response) -> float | None:
-    """Return when Flower answered, by Flower's own clock."""
-    try:
-        return parsedate_to_datetime(answer.headers["Date"]).timestamp()
-    except (KeyError, ValueError):
-        return None
 
 
 def _text(answer: httpx.Response) -> str:

@@ -165,7 +165,7 @@ def flower(extra: tuple[str, ...], **options: object) -> None:
     if problem := refused(settings, os.environ, extra):
         raise click.UsageError(problem)
     if find_spec("flower") is None:
-        raise click.ClickException("Flower is not installed: pip install 'celeryscope[flower]'")
+        raise click.ClickException("Flower is not installed: pip install 'flower>=2.2'")
     if settings.state_dir is not None:
         settings.state_dir.mkdir(mode=0o700, exist_ok=True)
     host, port = settings.flower_listen

@@ -10,7 +10,7 @@ from celeryscope.demo import screen
 from celeryscope.exporters.reading import Page
 from rich.console import Console
 
-SERVICES = ("broker", "monitor", "inbox", "alerter", "worker", "reports", "beat", "customers", "prometheus")
+SERVICES = ("broker", "monitor", "inbox", "flower", "alerter", "worker", "reports", "beat", "customers", "prometheus")
 
 
 def stack(port: int = 9808, taken: bool = False) -> Any:
@@ -20,9 +20,11 @@ def stack(port: int = 9808, taken: bool = False) -> Any:
         "broker": "redis://127.0.0.1:45699/0",
         "metrics": f"{url}/metrics",
         "slack inbox": "http://127.0.0.1:45700",
+        "flower": f"http://127.0.0.1:{40001 if taken else 5555}",
         "prometheus": "http://127.0.0.1:34903",
     }
-    return SimpleNamespace(port=port, monitor_url=url, urls=urls, services=children)
+    flower = {"flower_url": urls["flower"], "flower_password": "0a1b2c3d"}
+    return SimpleNamespace(port=port, monitor_url=url, urls=urls, services=children, **flower)
 
 
 def shown(page: Page | None, given: Any) -> list[str]:
@@ -42,6 +44,12 @@ def test_it_fits_80_by_24_and_shows_the_numbers_of_the_page() -> None:
 
 def test_without_a_page_it_shows_where_things_are() -> None:
     assert any("http://127.0.0.1:9808/metrics" in line for line in shown(None, stack()))
+
+
+def test_it_says_how_to_get_into_flower() -> None:
+    assert "http://127.0.0.1:5555  user demo, password 0a1b2c3d" in screen.places(stack())
+    assert "CELERYSCOPE_FLOWER_AUTH=demo:0a1b2c3d celeryscope control pool-grow worker\n" in screen.hints(stack())
+    assert "pool-grow worker --flower-url http://127.0.0.1:40001" in screen.hints(stack(taken=True))
 
 
 def test_it_says_where_the_metrics_are_when_the_port_was_taken() -> None:
