@@ -7,7 +7,6 @@ thread it never talks to a broker or a database.
 from __future__ import annotations
 
 import functools
-import itertools
 import socket
 import threading
 import time
@@ -26,7 +25,11 @@ from .guard import Guard
 if TYPE_CHECKING:
     from celery import Celery
 
-UNKNOWN_LOOKED_AT = 50
+LOOKED_THROUGH = 200
+"""Entries of a new schedule that one tick looks through for schedules of an unknown class."""
+ASKED_FOR = 0.0005
+"""Seconds after which a tick leaves the others to the next one: asking them runs the user's code on beat's thread."""
+UNKNOWN = 10_000
 _MARK = "_celeryscope_probe"
 
 # The signals keep weak references: a receiver lives as long as its app, which it does not keep alive itself.
@@ -136,6 +139,9 @@ class Probe:
         self.seq = 0
         self._seen: Any = None
         self._attempt: Attempt | None = None
+        self._unasked: Iterator[tuple[str, Any]] | None = None
+        """What is left of a new schedule to be asked when it is due."""
+        self._monotonic = monotonic
         self.reports = Reports(self, monotonic)
         make = sender or (lambda poll: Sender(functools.partial(Line, self.app, self.hostname), poll))
         self.sender = make(self.reports.poll)
@@ -254,29 +260,45 @@ class Probe:
         )
 
     def _note_unknown(self, name: str, due: float | None) -> None:
-        if due is not None and (name in self.unknown_due or len(self.unknown_due) < UNKNOWN_LOOKED_AT):
+        if due is not None and (name in self.unknown_due or len(self.unknown_due) < UNKNOWN):
             self.unknown_due[name] = due
 
     def _ticked(self) -> None:
         self.last_tick = self.clock()
         # What the tick has just read: reading `schedule` again may cost queries. Replaced whenever it changes.
         read = getattr(self.scheduler, "old_schedulers", None)
-        if read is None or read is self._seen:
-            return
-        self._seen = read
+        if read is not None and read is not self._seen:
+            self._seen = read
+            self._changed(read)
+        if self._unasked is not None:
+            self._ask_unknown(self._unasked)
+
+    def _changed(self, read: Any) -> None:
+        """Take over a schedule that the scheduler has just read."""
         schedule = read if type(read) is dict else dict(read)
         rules = {type(rule): rule for rule in (getattr(entry, "schedule", None) for entry in schedule.values())}
-        if any(entries.kind_of(rule) == "unknown" for rule in rules.values()):
-            self._look_at_unknown(schedule)
+        unknown = any(entries.kind_of(rule) == "unknown" for rule in rules.values())
+        self._unasked = iter(list(schedule.items())) if unknown else None
+        self.unknown_due = {}
         self.schedule = schedule
         self.reports.schedule_changed()
         self.sender.put(None)
 
-    def _look_at_unknown(self, schedule: dict[str, Any]) -> None:
-        """Ask schedules of the user's own when they are due; they may be bound to this thread."""
-        unknown = (n for n, e in schedule.items() if entries.kind_of(getattr(e, "schedule", None)) == "unknown")
-        for name in itertools.islice(unknown, UNKNOWN_LOOKED_AT):
-            self._note_unknown(entries.wire_name(name), entries.due(schedule[name], None, self.clock()))
+    def _ask_unknown(self, unasked: Iterator[tuple[str, Any]]) -> None:
+        """Ask schedules of the user's own when they are due: here, for they may be bound to this thread."""
+        until = self._monotonic() + ASKED_FOR
+        for _ in range(LOOKED_THROUGH):
+            name, entry = next(unasked, (None, None))
+            if name is None:
+                self._unasked = None
+                self.reports.schedule_changed()  # to be listed once more, with what is known now
+                return
+            if entries.kind_of(getattr(entry, "schedule", None)) == "unknown":
+                name = entries.wire_name(name)
+                known = self.counts.get(name)
+                self._note_unknown(name, entries.due(entry, None if known is None else known.last, self.clock()))
+                if self._monotonic() > until:
+                    return
 
     def leader(self) -> bool | None:
         """Tell whether this beat dispatches; None where its scheduler knows of no others."""

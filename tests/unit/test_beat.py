@@ -287,6 +287,36 @@ def test_a_schedule_of_an_unknown_class_is_described_by_its_class_alone(rule):
     assert (said["tz"], said["every"]) == (None, None)
 
 
+def test_schedules_of_unknown_classes_are_asked_a_few_at_a_tick():
+    """All in the end; each tick stops once the user's code has taken its time."""
+    rule = Strange(timedelta(seconds=50))
+    w = World({f"e{n}": {"task": "t", "schedule": rule} for n in range(250)} | {"two": interval(2.0)})
+    b = w.start()
+    seconds = iter(range(10_000))
+    b.probe._monotonic = lambda: next(seconds) * 0.0002  # every look at the clock takes a while
+    b.scheduler.tick()
+    assert len(b.probe.unknown_due) == 3
+    ticks = 1
+    while b.probe._unasked is not None:
+        b.scheduler.tick()
+        ticks += 1
+    assert len(b.probe.unknown_due) == 250
+    assert ticks == pytest.approx(250 / 3, abs=2)
+    w.run(5.0)
+    w.ledger.tick(w.now)
+    assert w.entry("next_due_timestamp_seconds", "e249") == pytest.approx(START + 50.0, abs=0.2)
+
+
+def test_what_a_new_schedule_lacks_is_no_longer_due():
+    w = World({"odd": {"task": "t", "schedule": Strange(timedelta(seconds=50))}, "two": interval(2.0)})
+    b = w.start()
+    w.run(5.0)
+    assert list(b.probe.unknown_due) == ["odd"]
+    b.scheduler.schedule.pop("odd")
+    w.run(5.0)
+    assert not b.probe.unknown_due
+
+
 def test_descriptions():
     utc = crontab(minute=[0, 1, 2, 30], hour=range(8, 18), day_of_week="mon-fri")
     utc.tz = timezone.utc
