@@ -1,0 +1,74 @@
+"""The rules through Debian's promtool and amtool: each fires when it must, stays silent when it must."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from celeryscope.dashboards import rules
+from celeryscope.dashboards.rules_cli import outputs, write
+from celeryscope.dashboards.thresholds import defaults
+from helpers import system_command
+from rule_cases import CASES, WEEKS, Case
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(name="built", scope="module")
+def _built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rules")
+    write(folder, outputs(defaults()))
+    return folder
+
+
+def run(*argv: str | Path) -> str:
+    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def promtool_test(folder: Path, content: dict[str, Any], cases: tuple[Case, ...], interval: str) -> None:
+    """Let promtool play the cases, one sample and one evaluation every `interval`."""
+    (folder / "played.yml").write_text(yaml.safe_dump(content))
+    tests = [case.as_test(interval) for case in cases]
+    play = {"rule_files": ["played.yml"], "evaluation_interval": interval, "tests": tests}
+    (folder / "test.yml").write_text(yaml.safe_dump(play, sort_keys=False))
+    run(system_command("promtool"), "test", "rules", folder / "test.yml")
+
+
+def test_promtool_accepts_every_rule(built: Path) -> None:
+    told = run(system_command("promtool"), "check", "rules", built / rules.ALERTS_FILE, built / rules.RECORDINGS_FILE)
+    assert told.count("SUCCESS") == 2
+
+
+def test_the_kubernetes_resource_holds_the_same_groups(built: Path) -> None:
+    """And promtool accepts them: what the operator writes into Prometheus' folder is its `spec`."""
+    resource = yaml.safe_load((built / rules.KUBERNETES_FILE).read_text())
+    (built / "spec.yml").write_text(yaml.safe_dump(resource["spec"]))
+    run(system_command("promtool"), "check", "rules", built / "spec.yml")
+    names = [yaml.safe_load((built / n).read_text())["groups"] for n in (rules.RECORDINGS_FILE, rules.ALERTS_FILE)]
+    assert resource["spec"]["groups"] == [group for groups in names for group in groups]
+
+
+def test_every_alert_fires_when_it_must_and_only_then(built: Path) -> None:
+    promtool_test(built, yaml.safe_load((built / rules.ALERTS_FILE).read_text()), CASES, "1m")
+
+
+def test_runtimes_are_held_against_the_same_hour_last_week(built: Path) -> None:
+    """Of eight days only what this alert needs is evaluated, and every ten minutes."""
+    spec = yaml.safe_load((built / rules.KUBERNETES_FILE).read_text())["spec"]
+    every = [rule for group in spec["groups"] for rule in group["rules"]]
+    needed = [r for r in every if r.get("record", "").endswith("1h") or r.get("alert") == "RuntimeRegressed"]
+    assert len(needed) == 3
+    promtool_test(built, {"groups": [{"name": "needed", "rules": needed}]}, WEEKS, "10m")
+
+
+@pytest.mark.parametrize("options", [{}, {"alertmanager_webhook_file": "/run/secrets/slack-webhook"}])
+def test_amtool_accepts_the_configuration(tmp_path: Path, options: dict[str, str]) -> None:
+    write(tmp_path, outputs(defaults(**options)))
+    told = run(system_command("amtool"), "check-config", tmp_path / "alertmanager" / "alertmanager.yml")
+    assert "3 receivers" in told
+    assert "1 templates" in told
