@@ -71,6 +71,8 @@ class Boot:
         self.skew.see(e.timestamp, now)
         if e.leader is not None or e.type == "beat-online":
             self.leader = e.leader
+        elif self.leader is False and e.type in {"beat-dispatched", "beat-dispatch-failed"}:
+            self.leader = True  # whoever dispatches has the lock: the heartbeat that says so may be lost
         if isinstance(e.entries, int):
             self.entries = e.entries
         if e.last_tick is not None:

@@ -229,6 +229,27 @@ def test_what_a_beat_sent_last_is_known_from_the_worker_that_got_it(store):
     assert sent in w.attempts["two"][:-5]
 
 
+def test_a_standby_that_dispatches_leads_though_nobody_heard_it_say_so():
+    """It takes over from a beat whose last report was lost, and its own word that it leads now is lost, too."""
+    w, leader = world()
+    leader.scheduler.lock_key, leader.scheduler.lock = "lock", object()
+    standby = w.start("standby")
+    standby.scheduler.lock_key = "lock"
+    standby.wake = float("inf")
+    w.run(21.0)
+    stored = lose_the_last_report_and_kill(w, leader)
+    standby.scheduler.lock, standby.wake = object(), w.now
+    for name, (last, _) in stored.items():
+        standby.scheduler.schedule[name].last_run_at = last
+    standby.probe.leader = lambda: None  # type: ignore[method-assign]
+    w.run(5.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    w.run(20.0)
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert w.entry("missed_total", "two") == 0
+    assert w.value("celery_beats", "proj") == 1
+
+
 def test_what_a_beat_sent_last_is_no_miss_after_its_death():
     w, beat = world()
     w.run(21.0)
