@@ -15,7 +15,7 @@ from .labels import OTHER
 from .ledger_facts import families
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from .catalog import Metric
     from .events import BeatEntry, BeatEvent
@@ -121,7 +121,7 @@ class Ledger:
         before = app.boots.get(app.led_by)
         boot = app.boot(e, now)
         if before is not None and app.led_by != before.name:
-            self._believe(app, before)
+            self._believe(app, before, list(before.testimony))
         return app, boot
 
     def heartbeat(self, e: BeatEvent, now: float) -> None:
@@ -197,16 +197,18 @@ class Ledger:
             return
         boot.testify(e)
         if boot.name != app.led_by:
-            self._believe(app, boot)
+            self._believe(app, boot, [e.entry])
 
-    def _believe(self, app: BeatApp, boot: Boot) -> None:
-        """Count what workers received of a beat that will not tell any more; not where its slot was judged before."""
-        while boot.testimony:
-            entry, e = boot.testimony.popitem()
-            chain = app.chains.get(entry)
-            if chain is not None and e.sent is not None and chain.awaits(e.sent):
+    def _believe(self, app: BeatApp, boot: Boot, names: Iterable[str], before: float = math.inf) -> None:
+        """Count what workers received of a beat that will not tell any more; not where its slot was judged already."""
+        for name in names:
+            e, chain = boot.testimony.get(name), app.chains.get(name)
+            if e is None or e.sent is None or e.sent >= before:
+                continue
+            del boot.testimony[name]
+            if chain is not None and chain.awaits(e.sent):
                 tally = Tally(e.dispatched, e.failed, e.skipped)
-                self._reported(app, boot, entry, tally, _Attempt(e.sent, e.due, e.uuid, e.first))
+                self._reported(app, boot, name, tally, _Attempt(e.sent, e.due, e.uuid, e.first))
 
     def _chain(self, app: BeatApp, entry: str, since: float) -> Chain | None:
         chain = app.chain(entry, since, self._bounds)
@@ -220,6 +222,9 @@ class Ledger:
         chain = self._chain(app, entry, last.sent)
         if chain is None:
             return
+        for other in list(app.boots.values()):
+            if other is not boot and other.testimony:
+                self._believe(app, other, [entry], before=last.sent)
         known = boot.tallies.get(entry)
         before = known or Tally()
         boot.tallies[entry] = merged = Tally(*map(max, before, tally))
@@ -306,7 +311,7 @@ class Ledger:
             app.forgive(last, self.hearing_since)
             if not was_dead:
                 app.doubt(last)
-            self._believe(app, last)
+            self._believe(app, last, list(last.testimony))
             moment = now - last.skew.seconds - REPORTED_WITHIN
             for chain in app.chains.values():
                 chain.confirm(moment)
