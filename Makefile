@@ -6,6 +6,8 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 # The rules as they are shipped: by the defaults, whatever this directory's celeryscope.toml says.
 RULES := $(BIN)/python -m celeryscope rules build --config /dev/null --out dashboards/generated
+BOARDS := $(BIN)/python -m celeryscope dashboards build --config /dev/null --out dashboards/generated \
+	--sketches docs/img/boards
 PYTEST ?= $(BIN)/python -m pytest
 # What `make integration-packages` installs, by Debian's names.
 DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium
@@ -52,10 +54,12 @@ sizes: $(VENV)/.complete ## modules up to 400 lines, functions up to 40
 generated: $(VENV)/.complete ## generated files are up to date
 	$(BIN)/python docs/generate.py --check
 	$(RULES) --check
+	$(BOARDS) --check
 
 generate: $(VENV)/.complete ## write the generated files anew
 	$(BIN)/python docs/generate.py
 	$(RULES)
+	$(BOARDS)
 
 bench: $(VENV)/.complete ## speed and memory, as ratios against Celery's own receiver
 	$(BIN)/python tests/bench

@@ -30,11 +30,13 @@ COMMANDS = {
     "alerter": Entry(".cli:alerter_command", "alerter", "Take failures from the outbox to Slack."),
     "incidents": Entry(".alerts.cli:incidents_command", "alerter", "What failed: list, show, resolve, mute."),
     "status": Entry(".exporters.status:status", "monitor", "One screen of workers, queues, schedules and failures."),
+    "doctor": Entry(".exporters.doctor_cli:doctor", "monitor", "Check a Celery set-up against a checklist."),
     "control": Entry(".monitor.control:control", "monitor", "Revoke, limit, scale, shut down: through Flower."),
     "flower": Entry(".monitor.flower_launch:flower", "monitor", "Start Flower, closed to strangers and bounded."),
     "rules": Entry(
         ".dashboards.rules_cli:rules_command", "monitor", "Prometheus rules and an Alertmanager configuration."
     ),
+    "dashboards": Entry(".dashboards.cli:dashboards_command", "dashboards", "Grafana boards: build, push."),
     "demo": Entry(".demo.command:demo", "demo", "The whole system on this machine, on a broker of its own."),
 }
 """Each part adds its commands here; nothing of it is imported before the command is used."""
@@ -42,10 +44,12 @@ COMMANDS = {
 SETTINGS = (
     ".monitor.settings:MonitorSettings",
     ".exporters.status:StatusSettings",
+    ".exporters.doctor_cli:DoctorSettings",
     ".alerts.settings:AlerterSettings",
     ".monitor.flower_settings:ControlSettings",
     ".monitor.flower_launch:LaunchSettings",
     ".dashboards.thresholds:RulesSettings",
+    ".dashboards.settings:DashboardsSettings",
 )
 """Every settings class: names of one command in the shared file or environment are no mistake for another."""
 
@@ -103,8 +107,9 @@ def cli(ctx: click.Context) -> None:
 def monitor_command() -> click.Command:
     """Make `celeryscope monitor`: its options are its settings."""
     from .monitor.garbage import held_back
+    from .monitor.later import put_off
 
-    with held_back():  # modules are no garbage
+    with held_back(), put_off("more_itertools"):  # modules are no garbage; cheroot brings one that it hardly uses
         from .exporters.serve import serve
         from .monitor.options import from_options, settings_options
         from .monitor.settings import MonitorSettings

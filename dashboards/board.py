@@ -17,7 +17,6 @@ from .panels import DATASOURCE, Tile
 COLUMNS = 24
 TAG = "celeryscope"
 SCHEMA_VERSION = 39
-DEFAULT_FLOWER = "http://localhost:5555"
 LEGACY = frozenset({"__inputs", "gnetId", "hideControls", "id", "rows", "sharedCrosshair", "style", "version"})
 """What grafanalib writes into a dashboard and Grafana no longer reads, and what only a stored dashboard has."""
 TEMPLATE_LEGACY = frozenset({"auto", "auto_count", "auto_min", "tagValuesQuery", "tagsQuery", "useTags"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FLOWER = "${flower}"
+DEFAULT_FLOWER = "http://localhost:5555"
 CELL = "${__value.raw:percentencode}"
 """The value of the table cell that was clicked."""
 CARRIED = ("datasource", "broker")

@@ -142,13 +142,10 @@ class Timeseries(Tile):
     bars: bool = False
     legend: str = "table"
     calcs: tuple[str, ...] = ("lastNotNull", "max")
-    fixed: bool = False
-    """Whether one colour is enough: there is one series, or all have overrides."""
 
     kind = "timeseries"
 
     def _defaults(self) -> dict[str, Any]:
-        color = {"mode": "fixed", "fixedColor": BLUE} if self.fixed else {"mode": "palette-classic"}
         scale = {"type": "log", "log": 10} if self.logarithmic else {"type": "linear"}
         custom = {
             "axisPlacement": "auto",
@@ -164,7 +161,7 @@ class Timeseries(Tile):
             "stacking": {"mode": "normal" if self.stacked else "none", "group": "A"},
             "thresholdsStyle": {"mode": "dashed" if self.lines else "off"},
         }
-        return {"color": color, "custom": custom}
+        return {"color": {"mode": "palette-classic"}, "custom": custom}
 
     def _options(self) -> dict[str, Any]:
         return {

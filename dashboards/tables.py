@@ -80,7 +80,6 @@ class Table(Tile):
         fields = {self._field(column): column for column in self.columns}
         organize = {
             "excludeByName": {},
-            "includeByName": dict.fromkeys(fields, True),
             "indexByName": {name: index for index, name in enumerate(fields)},
             "renameByName": {name: column.title for name, column in fields.items()},
         }

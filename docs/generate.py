@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from celeryscope.alerts.settings import AlerterSettings
+from celeryscope.dashboards.settings import DashboardsSettings
 from celeryscope.dashboards.thresholds import RulesSettings
 from celeryscope.exporters.status import StatusSettings
 from celeryscope.monitor.catalog import METRICS, Metric
@@ -125,6 +126,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "control": ControlSettings,
     "flower": LaunchSettings,
     "rules": RulesSettings,
+    "dashboards": DashboardsSettings,
 }
 """Whose settings are on the page; every command with settings is one more entry."""
 
@@ -174,9 +176,9 @@ everything else is replaced as a whole.
 password on the command line can be read by everybody on the machine, and earns a warning.
 
 **The state directory** is made if its parent exists, and is for its owner alone. It holds one file, `state`, written
-anew every minute and at the end, whole or not at all; `lock`, which keeps a second monitor out; and, where a file could
-not be read, `state.damaged-TIME` for the last three of them, with an empty start. A file of a newer celeryscope is
-refused. A full disk is a warning: the monitor goes on with what it saved before."""
+anew every minute and at the end, whole or not at all; `lock`, which keeps a second monitor out and tells a crash from a
+stop; and, where a file could not be read, `state.damaged-TIME` for the last three of them, with an empty start. A file
+of a newer celeryscope is refused. A full disk is a warning: the monitor goes on with what it saved before."""
 
 
 def configuration_page() -> str:

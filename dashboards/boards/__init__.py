@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..board import DEFAULT_FLOWER, Board
+from ..board import Board
+from ..links import DEFAULT_FLOWER
 from . import beat, monitor, overview, queues, task, tasks, workers
 
 MAKERS = (overview.make, tasks.make, task.make, queues.make, workers.make, beat.make, monitor.make)

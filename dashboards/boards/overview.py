@@ -10,7 +10,7 @@ from ..panels import Query, Stat, Tile, Timeseries, colors
 from ..queries import fact, increase, largest, or_zero, own_fact, own_increase, rate, top, total
 from ..recordings import recorded
 from ..tables import Column, Table
-from .parts import BROKER, RECORDED, variables
+from .parts import BROKER, RECORDED, of_online, variables
 
 HEIGHT = 3
 SLOW_LAG = 2.5
@@ -52,8 +52,8 @@ def _stat(
 
 
 def _workers_now() -> list[Tile]:
-    active = total(fact("celery_worker_active_tasks", *BROKER))
-    slots = total(fact("celery_worker_concurrency", *BROKER))
+    active = total(of_online("celery_worker_active_tasks", *BROKER))
+    slots = total(of_online("celery_worker_concurrency", *BROKER))
     return [
         _stat(
             "Workers online",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..board import Variable, datasource_variable, flower_variable, query_variable
 from ..palette import QUANTILES
 from ..panels import Heatmap, Query, Timeseries, colors
-from ..queries import total
+from ..queries import fact, total
 from ..recordings import recorded, recorded_buckets
 
 BROKER = ('broker=~"$broker"',)
@@ -28,6 +28,11 @@ _QUERIES = {
     "app": ('label_values(celery_beats{broker=~"$broker"}, app)', "App"),
     "entry": ('label_values(celery_beat_entry_info{broker=~"$broker", app=~"$app"}, entry)', "Entry"),
 }
+
+
+def of_online(name: str, *where: str) -> str:
+    """Return a fact about workers, of those that are up: what a lost one last said is no capacity."""
+    return f"({fact(name, *where)} and on (broker, worker) {fact('celery_worker_up', *where)} == 1)"
 
 
 def variables(flower_url: str, *names: str) -> list[Variable]:

@@ -8,7 +8,7 @@ from ..palette import BAD, BLUE, GOOD, GREEN, ORANGE, QUIET, WARN, Steps, at_lea
 from ..panels import BarGauge, Query, Stat, StateTimeline, Tile, Timeseries, colors
 from ..queries import fact, increase, or_zero, rate, top, total
 from ..tables import Column, Table
-from .parts import BROKER, RANGE, WORKER, variables
+from .parts import BROKER, RANGE, WORKER, of_online, variables
 
 STATES = {0: ("offline", QUIET), 1: ("up", GOOD), 2: ("LOST", BAD), 3: ("WEDGED", WARN)}
 TOP = 12
@@ -51,7 +51,7 @@ def _number(title: str, asks: str, means: str, do: str, expr: str, *, unit: str 
 
 
 def _numbers() -> list[Tile]:
-    active, slots = (total(fact(f"celery_worker_{name}", *WORKER)) for name in ("active_tasks", "concurrency"))
+    active, slots = (total(of_online(f"celery_worker_{name}", *WORKER)) for name in ("active_tasks", "concurrency"))
     return [
         _number(
             "Online",
@@ -146,15 +146,15 @@ def _busy() -> Timeseries:
         means="Executing tasks of the workers chosen, against the slots of their pools.",
         do="The lines meet: saturated. See the Queues board for whether work waits.",
         queries=[
-            Query(expr=total(fact("celery_worker_active_tasks", *WORKER)), legend="busy"),
-            Query(expr=total(fact("celery_worker_concurrency", *WORKER)), legend="slots"),
+            Query(expr=total(of_online("celery_worker_active_tasks", *WORKER)), legend="busy"),
+            Query(expr=total(of_online("celery_worker_concurrency", *WORKER)), legend="slots"),
         ],
         overrides=colors({"busy": ORANGE, "slots": BLUE}),
     )
 
 
 def _fullest() -> BarGauge:
-    active, slots = (fact(f"celery_worker_{name}", *WORKER) for name in ("active_tasks", "concurrency"))
+    active, slots = (of_online(f"celery_worker_{name}", *WORKER) for name in ("active_tasks", "concurrency"))
     return BarGauge(
         title="Busy slots by worker, the fullest",
         asks="Is the work spread evenly?",
