@@ -6,16 +6,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from celery.app.utils import find_app
-
 from .broker import BrokerConfig, BrokerError, from_app
 from .masking import masked
 
 if TYPE_CHECKING:
-    from .settings import CommonSettings
+    from .settings import BrokerSettings
 
 
-def broker_configs(settings: CommonSettings) -> list[BrokerConfig]:
+def broker_configs(settings: BrokerSettings) -> list[BrokerConfig]:
     """Return the brokers to watch, as `--broker` and `-A` name them.
 
     Raises:
@@ -26,6 +24,8 @@ def broker_configs(settings: CommonSettings) -> list[BrokerConfig]:
     if not settings.app:
         return [BrokerConfig.from_url(url, name=name, accept=accept) for name, url in urls]
     (name, url) = urls[0] if urls else ("", None)
+    from celery.app.utils import find_app  # with -A only: the start need not wait for Celery
+
     # `celery -A` does the same: a project is usually run from its own folder.
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds texts
         sys.path.insert(0, here)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kombu import Connection, serialization
+from kombu import Connection, Exchange, serialization
 from kombu.exceptions import OperationalError
 from kombu.serialization import registry  # type: ignore[attr-defined]
 
@@ -135,6 +135,12 @@ def from_app(app: Celery, *, url: str | None = None, name: str = "", accept: Ite
         control_exchange=conf.control_exchange,
         accept=frozenset({"json", *accept}),
     )
+
+
+def event_exchange(config: BrokerConfig, connection: Connection) -> Exchange:
+    """Return the exchange that events go through: what `celery.events.get_exchange` says, without importing Celery."""
+    fanout = connection.transport.driver_type in {"redis", "gcpubsub"}
+    return Exchange(config.event_exchange, type="fanout" if fanout else "topic")
 
 
 def connect(connection: Connection) -> None:

@@ -6,15 +6,14 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from celery.events.event import get_exchange
-from celery.utils.time import utcoffset
 from kombu import Connection, Producer
 from kombu.pidbox import Mailbox
 
-from .broker import BrokerConfig, connect, reason
+from .broker import BrokerConfig, connect, event_exchange, reason
 
 logger = logging.getLogger("celeryscope.echo")
 
@@ -139,11 +138,11 @@ class Echo(Publisher):
 
     def publish(self, connection: Connection) -> None:
         """Publish one echo; its `timestamp` is now."""
-        exchange = get_exchange(connection, name=self.config.event_exchange)
+        exchange = event_exchange(self.config, connection)
         self._seq += 1
         event = {
             "hostname": self._hostname,
-            "utcoffset": utcoffset(),
+            "utcoffset": utc_offset(),
             "pid": os.getpid(),
             "clock": self._seq,
             "boot": self.boot,
@@ -191,3 +190,8 @@ class EventsEnabler(Publisher):
         """Tell all workers to send events."""
         self._left = max(0, self._left - 1)
         Mailbox(self.config.control_exchange, type="fanout", connection=connection).abcast("enable_events", {})
+
+
+def utc_offset() -> float:
+    """Return how many hours west of UTC this machine is, as events carry it (`celery.utils.time.utcoffset`)."""
+    return -time.localtime().tm_gmtoff / 3600

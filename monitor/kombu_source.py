@@ -8,10 +8,9 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery.events.event import get_exchange
 from kombu import Consumer, Queue
 
-from .broker import BrokerConfig, BrokerSilentError, connect
+from .broker import BrokerConfig, BrokerSilentError, connect, event_exchange
 
 if TYPE_CHECKING:
     from .events import Decoder, Event
@@ -53,7 +52,7 @@ class KombuSubscription:
         channel = self._connection.channel()
         queue = Queue(
             f"{config.event_queue_prefix}.celeryscope.{uuid.uuid4()}",
-            exchange=get_exchange(self._connection, name=config.event_exchange),
+            exchange=event_exchange(config, self._connection),
             routing_key="#",
             auto_delete=True,
             durable=False,

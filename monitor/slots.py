@@ -9,8 +9,6 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
-from celery.schedules import crontab, schedule, solar
-
 WALK = 2_000
 """Most slots of a calendar schedule that are looked at in one go: a minutely entry's day and a half."""
 
@@ -152,6 +150,8 @@ def _build(kind: str, spec: str, tz: str | None, every: float | None) -> Slots:
 
 def _rule(kind: str, spec: str, every: float | None) -> Any:
     """Return Celery's schedule object, or None for a kind that is not Celery's."""
+    from celery.schedules import crontab, schedule, solar  # Celery, once there is a beat
+
     if kind == "relative" and every:
         return schedule(timedelta(seconds=every), relative=True)
     if kind == "crontab":
