@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .schedule_words import between, in_words
+
 if TYPE_CHECKING:
     from .reading import Page
 
@@ -45,11 +47,18 @@ class QueueRow:
 
 @dataclass
 class ScheduleRow:
-    """A schedule entry; `last` and `next` are seconds from now, `last` in the past."""
+    """A schedule entry; `last` and `next` are seconds from now, `last` in the past.
+
+    `state` is missed (overdue, and its next slot is due too), late (overdue), failing (its last run failed), never ran,
+    or on time; `lateness` is its mean in seconds, None before the first dispatch that was measured.
+    """
 
     entry: str
+    schedule: str
+    state: str
     last: float | None
     next: float | None
+    lateness: float | None
     overdue: float
     missed: float
     duplicate: float
@@ -150,23 +159,44 @@ def _queues(page: Page) -> list[QueueRow]:
 
 
 def _schedules(page: Page, now: float) -> list[ScheduleRow]:
-    last = page.by("app", "entry", name="celery_beat_last_dispatch_timestamp_seconds")
-    due = page.by("app", "entry", name="celery_beat_next_due_timestamp_seconds")
-    overdue = page.by("app", "entry", name="celery_beat_overdue_seconds")
-    missed = page.by("app", "entry", name="celery_beat_missed_total")
-    duplicate = page.by("app", "entry", name="celery_beat_duplicate_total")
-    rows = [
-        ScheduleRow(
-            entry=name,
-            last=last[name] - now if last.get(name) else None,
-            next=due[name] - now if due.get(name) else None,
-            overdue=overdue.get(name, 0),
-            missed=missed.get(name, 0),
-            duplicate=duplicate.get(name, 0),
+    def of(name: str) -> dict[str, float]:
+        return page.by("app", "entry", name=f"celery_beat_{name}")
+
+    last, due = of("last_dispatch_timestamp_seconds"), of("next_due_timestamp_seconds")
+    overdue, missed, duplicate = of("overdue_seconds"), of("missed_total"), of("duplicate_total")
+    spent, measured = of("lateness_seconds_sum"), of("lateness_seconds_count")
+    failed, succeeded = of("last_failure_timestamp_seconds"), of("last_success_timestamp_seconds")
+    never = of("never_ran")
+    rules = _rules(page)
+    rows = []
+    for name in sorted({*last, *due, *overdue}):
+        kind, spec = rules.get(name, ("unknown", ""))
+        late = overdue.get(name, 0)
+        failing = failed.get(name, 0) > succeeded.get(name, 0)
+        usual = "failing" if failing else "never ran" if never.get(name) else "on time"
+        rows.append(
+            ScheduleRow(
+                entry=name,
+                schedule=in_words(kind, spec),
+                state=("missed" if late >= between(kind, spec, due.get(name, now)) else "late") if late else usual,
+                last=last[name] - now if last.get(name) else None,
+                next=due[name] - now if due.get(name) else None,
+                lateness=spent.get(name, 0) / measured[name] if measured.get(name) else None,
+                overdue=late,
+                missed=missed.get(name, 0),
+                duplicate=duplicate.get(name, 0),
+            )
         )
-        for name in sorted({*last, *due, *overdue})
-    ]
     return sorted(rows, key=lambda row: -row.overdue)
+
+
+def _rules(page: Page) -> dict[str, tuple[str, str]]:
+    """Return kind and specification of each entry."""
+    found = {}
+    for labels, _ in page.samples("celery_beat_entry_info"):
+        name = "/".join(labels[label] for label in ("broker", "app", "entry") if labels.get(label))
+        found[name] = labels.get("kind", "unknown"), labels.get("spec", "")
+    return found
 
 
 def _tasks(page: Page) -> list[TaskRow]:

@@ -25,6 +25,10 @@ from .reading import Page, UnreadableError, fetch
 from .report import OVERDUE, Report, report
 
 WATCH_EVERY = 2.0
+BAD = {"lost", "missed", "late", "failing"}
+"""States that are shown in red."""
+WORDS = "runs"
+"""The one column of words."""
 
 HELP = f"""One screen of workers, queues, schedules, tasks by failure rate, and how far to trust them.
 
@@ -161,13 +165,15 @@ def _queues(result: Report) -> Part:
 
 
 def _schedules(result: Report) -> Part:
-    columns = ("last", "next", "overdue", "missed", "doubled")
+    columns = ("state", WORDS, "last", "next", "late", "missed", "doubled")
     rows: list[tuple[str, ...]] = [
         (
             row.entry,
+            row.state,
+            row.schedule,
             _age(-row.last if row.last is not None else None),
             _age(row.next),
-            _age(row.overdue) if row.overdue else "",
+            _age(row.overdue or row.lateness),
             _count(row.missed),
             _count(row.duplicate),
         )
@@ -200,9 +206,10 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], li
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(title, overflow="fold", min_width=12)
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        words = name == WORDS
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows[:limit]:
-        style = "red" if row[1] == "lost" else None
+        style = "red" if row[1] in BAD else None
         table.add_row(*(Text(cell) for cell in row), style=style)
     if len(rows) > limit:
         table.add_row(Text(f"… and {len(rows) - limit} more", style="dim"))

@@ -222,9 +222,9 @@ class Ledger:
         chain = self._chain(app, entry, last.sent)
         if chain is None:
             return
-        for other in list(app.boots.values()):
-            if other is not boot and other.testimony:
-                self._believe(app, other, [entry], before=last.sent)
+        for earlier in list(app.boots.values()):
+            if earlier is not boot and earlier.testimony:
+                self._believe(app, earlier, [entry], before=last.sent)
         known = boot.tallies.get(entry)
         before = known or Tally()
         boot.tallies[entry] = merged = Tally(*map(max, before, tally))

@@ -52,6 +52,9 @@ celery_beat_last_dispatch_timestamp_seconds{{app="shop",entry="nightly"}} {NOW -
 celery_beat_next_due_timestamp_seconds{{app="shop",entry="nightly"}} {NOW + 7200}
 celery_beat_overdue_seconds{{app="shop",entry="nightly"}} 0
 celery_beat_missed_total{{app="shop",entry="nightly"}} 3
+celery_beat_lateness_seconds_sum{{app="shop",entry="nightly"}} 2
+celery_beat_lateness_seconds_count{{app="shop",entry="nightly"}} 8
+celery_beat_entry_info{{app="shop",entry="nightly",task="t",kind="crontab",spec="30 2 * * *"}} 1
 """
 
 
@@ -78,10 +81,32 @@ def test_rows_say_what_the_page_says() -> None:
     assert (queue.ready, queue.unacked, queue.scheduled, queue.oldest, queue.consumers) == (1200, 4, 2, 90, 1)
     (entry,) = result.schedules
     assert (entry.entry, entry.last, entry.next, entry.missed) == ("shop/nightly", -100, 7200, 3)
+    assert (entry.schedule, entry.state, entry.lateness) == ("daily at 02:30", "on time", 0.25)
     worst, best = result.tasks
     assert (worst.task, worst.finished, worst.failed, worst.failure_rate) == ("shop.pay", 100, 5, 0.05)
     assert (best.task, best.failure_rate, best.mean_runtime) == ("shop.ok", 0, 0.25)
     assert (result.trust.starts_missed, result.trust.lag, result.trust.sent_coverage) == (7, 0.012, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ("overdue_seconds{E} 3", "late"),
+        ("overdue_seconds{E} 86399", "late"),
+        ("overdue_seconds{E} 86400", "missed"),
+        ("last_failure_timestamp_seconds{E} 9\nlast_success_timestamp_seconds{E} 8", "failing"),
+        ("last_failure_timestamp_seconds{E} 8\nlast_success_timestamp_seconds{E} 9", "on time"),
+        ("last_failure_timestamp_seconds{E} 9\noverdue_seconds{E} 3", "late"),
+        ("never_ran{E} 1", "never ran"),
+        ("never_ran{E} 1\noverdue_seconds{E} 3", "late"),
+    ],
+)
+def test_a_schedules_state(lines: str, state: str) -> None:
+    """Worst first; an entry that is overdue by more than the distance of its slots has missed one."""
+    page = "".join(f"celery_beat_{line}\n" for line in lines.replace("E", 'app="shop",entry="nightly"').splitlines())
+    (entry,) = read(HEALTHY.replace('overdue_seconds{app="shop",entry="nightly"} 0', "nothing 0") + page).schedules
+    assert entry.state == state
+    assert f" {state} " in shown(HEALTHY.replace('overdue_seconds{app="shop",entry="nightly"} 0', "nothing 0") + page)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +155,7 @@ def test_the_screen_fits_80_columns_and_has_no_colour_without_a_terminal() -> No
     screen = shown(text)
     assert max(len(line) for line in screen.splitlines()) <= 80
     assert "\x1b" not in screen
-    for number in ("5.0%", "12 345", "1 200", "90 s", "2 h"):
+    for number in ("5.0%", "12 345", "1 200", "90 s", "2 h", "daily at 02:30", "250 ms"):
         assert number in screen
 
 
