@@ -36,7 +36,9 @@ def place_order(order: Order) -> Sent:
     placed = tasks.place_order.delay(order.number)
     charged = tasks.charge.delay(order.number)
     mailed = tasks.send_email.delay("receipt")
-    return Sent(tasks={"shop.orders.place": placed.id, "shop.payments.charge": charged.id, "shop.email.send": mailed.id})
+    return Sent(
+        tasks={"shop.orders.place": placed.id, "shop.payments.charge": charged.id, "shop.email.send": mailed.id}
+    )
 
 
 @app.post("/exports", status_code=202)

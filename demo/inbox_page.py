@@ -87,13 +87,23 @@ def _content(body: Mapping[str, Any]) -> str:
     blocks = body.get("blocks") or []
     attachments = body.get("attachments") or []
     text = "" if blocks else f'<div class="section">{_mrkdwn(str(body.get("text") or ""))}</div>'
-    rest = "".join(
-        f'<div class="attachment" style="--bar:{_color(attachment.get("color"))}">'
-        + "".join(_block(block) for block in attachment.get("blocks") or [])
-        + "</div>"
-        for attachment in attachments
+    return text + "".join(_block(block) for block in blocks) + "".join(map(_attachment, attachments))
+
+
+def _attachment(attachment: Mapping[str, Any]) -> str:
+    """Return an attachment: of blocks, or in the older form that Alertmanager sends."""
+    parts = [_block(block) for block in attachment.get("blocks") or []]
+    if title := escape(str(attachment.get("title") or "")):
+        parts.append(f"<h2>{title}</h2>")
+    if text := str(attachment.get("text") or ""):
+        parts.append(f'<div class="section">{_mrkdwn(text)}</div>')
+    buttons = "".join(
+        f'<a href="{_href(str(action.get("url", "")))}" rel="noreferrer">{escape(str(action.get("text", "")))}</a>'
+        for action in attachment.get("actions") or []
     )
-    return text + "".join(_block(block) for block in blocks) + rest
+    if buttons:
+        parts.append(f'<div class="actions">{buttons}</div>')
+    return f'<div class="attachment" style="--bar:{_color(attachment.get("color"))}">{"".join(parts)}</div>'
 
 
 def _block(block: Mapping[str, Any]) -> str:

@@ -7,19 +7,38 @@ refuse() {
     exit 2
 }
 
+from_file() {  # from_file NAME: set the variable NAME to what the file holds that NAME_FILE names, if it does
+    eval "file=\${${1}_FILE:-}"
+    [ -n "$file" ] || return 0
+    [ -r "$file" ] || refuse "${1}_FILE: cannot read '$file'"
+    eval "$1=\$(cat \"\$file\")"
+    export "${1?}"
+    unset "${1}_FILE"
+}
+
 # Celery reads its addresses from the environment alone; a secret may be in a file all the same.
-for name in CELERY_BROKER_URL CELERY_RESULT_BACKEND; do
-    eval "file=\${${name}_FILE:-}"
-    [ -n "$file" ] || continue
-    [ -r "$file" ] || refuse "${name}_FILE: cannot read '$file'"
-    eval "$name=\$(cat \"\$file\")"
-    export "${name?}"
-    unset "${name}_FILE"
-done
+from_file CELERY_BROKER_URL
+from_file CELERY_RESULT_BACKEND
 
 # In a container one listens on all addresses: who may come in is for the container's network to say.
 serve() {
     export CELERYSCOPE_LISTEN="${CELERYSCOPE_LISTEN:-$1}"
+}
+
+write_rules() {  # for Prometheus and Alertmanager; Slack's credential for our group alone
+    cd /etc/celeryscope
+    rm -rf rules alertmanager kubernetes
+    from_file CELERYSCOPE_SLACK_TOKEN
+    from_file CELERYSCOPE_SLACK_WEBHOOK_URL
+    mkdir alertmanager
+    secret=${CELERYSCOPE_SLACK_TOKEN:-${CELERYSCOPE_SLACK_WEBHOOK_URL:-}}
+    [ -n "$secret" ] || refuse "no way to Slack is given; set CELERYSCOPE_SLACK_TOKEN or CELERYSCOPE_SLACK_WEBHOOK_URL"
+    (umask 027 && printf '%s' "$secret" >alertmanager/slack)
+    which=TOKEN
+    [ -n "${CELERYSCOPE_SLACK_TOKEN:-}" ] || which=WEBHOOK
+    export "CELERYSCOPE_ALERTMANAGER_${which}_FILE=/etc/celeryscope/alertmanager/slack"
+    unset CELERYSCOPE_STATE_DIR CELERYSCOPE_SLACK_TOKEN CELERYSCOPE_SLACK_WEBHOOK_URL
+    exec celeryscope rules build --out . "$@"
 }
 
 needs_app() {
@@ -42,6 +61,9 @@ flower)
     [ -z "${APP:-}" ] || export CELERYSCOPE_APP="${CELERYSCOPE_APP:-$APP}"
     exec celeryscope flower "$@"
     ;;
+rules)
+    write_rules "$@"
+    ;;
 worker)
     needs_app
     exec celery -A "$APP" worker --hostname "${WORKER_NAME:-celery@%h}" --loglevel "${LOG_LEVEL:-INFO}" "$@"
@@ -52,10 +74,10 @@ beat)
         --loglevel "${LOG_LEVEL:-INFO}" "$@"
     ;;
 '')
-    [ $# -gt 0 ] || refuse "set MODE to monitor, alerter, flower, worker or beat"
+    [ $# -gt 0 ] || refuse "set MODE to monitor, alerter, flower, worker, beat or rules"
     exec "$@"
     ;;
 *)
-    refuse "MODE must be monitor, alerter, flower, worker or beat (got '$MODE')"
+    refuse "MODE must be monitor, alerter, flower, worker, beat or rules (got '$MODE')"
     ;;
 esac
