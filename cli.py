@@ -44,7 +44,7 @@ COMMANDS = {
 SETTINGS = (
     ".monitor.settings:MonitorSettings",
     ".exporters.status:StatusSettings",
-    ".exporters.doctor_cli:DoctorSettings",
+    ".exporters.doctor_settings:DoctorSettings",
     ".alerts.settings:AlerterSettings",
     ".monitor.flower_settings:ControlSettings",
     ".monitor.flower_launch:LaunchSettings",
@@ -124,8 +124,8 @@ def monitor_command() -> click.Command:
             return
         with _needing("monitor --with-alerter", COMMANDS["alerter"].extra):
             from .alerts.cli import beside
-        with beside(options) as (facts, secrets):
-            serve(settings, {"alerter": facts}, secrets)
+        with beside(options) as alerter:
+            serve(settings, {"alerter": alerter.facts}, alerter.secrets, {"alerter": alerter.gave_up})
 
     return monitor
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 import msgspec
@@ -91,11 +91,19 @@ def running(settings: AlerterSettings) -> Iterator[Alerter]:
         alerter.stop()
 
 
-@contextmanager
-def beside(options: Mapping[str, Any]) -> Iterator[tuple[Facts, Collection[str]]]:
-    """Run an alerter within another command's process; `options` are that one's, of which the common ones count.
+class Beside(NamedTuple):
+    """An alerter within another command's process: its facts, the secrets that no log line there may hold, and
+    a function that says why it has given up, if it has.
+    """
 
-    Gives its facts, and the secrets that no log line of that process may hold.
+    facts: Facts
+    secrets: Collection[str]
+    gave_up: Callable[[], str | None]
+
+
+@contextmanager
+def beside(options: Mapping[str, Any]) -> Iterator[Beside]:
+    """Run an alerter within another command's process; `options` are that one's, of which the common ones count.
 
     Raises:
         click.ClickException: it cannot start.
@@ -104,7 +112,7 @@ def beside(options: Mapping[str, Any]) -> Iterator[tuple[Facts, Collection[str]]
     settings = from_options(AlerterSettings, shared, os.environ)
     try:
         with running(settings) as alerter:
-            yield alerter.facts, settings.secrets
+            yield Beside(alerter.facts, settings.secrets, lambda: str(alerter.failed) if alerter.failed else None)
     except (StoreError, BrokerError) as error:
         _refuse(error)
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,20 @@ class CannotStartError(click.ClickException):
     exit_code = 2
 
 
-def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None, secrets: Collection[str] = ()) -> None:
+Faults = Mapping[str, Callable[[], "str | None"]]
+"""By the name of a part of the process: what says why that part has given up, None while it works."""
+
+
+def serve(
+    settings: MonitorSettings,
+    others: Mapping[str, Facts] | None = None,
+    secrets: Collection[str] = (),
+    faults: Faults | None = None,
+) -> None:
     """Watch and serve until SIGTERM or SIGINT; `others` are further facts for the page, by collector name.
 
-    No log line holds one of `secrets`, nor a password of the settings.
+    No log line holds one of `secrets`, nor a password of the settings. A part that has given up, as `faults` say, makes
+    `/-/healthy` say so with a 503, so that a supervisor starts the process anew; until then the monitor goes on.
 
     Raises:
         CannotStartError: a line for each thing that keeps it from starting.
@@ -53,13 +63,17 @@ def serve(settings: MonitorSettings, others: Mapping[str, Facts] | None = None, 
     stop = threading.Event()
     with _signals(stop):
         try:
-            _serve(settings, others or {}, secrets, stop)
+            _serve(settings, others or {}, secrets, faults or {}, stop)
         except (StartError, ListenError, WebConfigError) as error:
             raise CannotStartError(str(error)) from None
 
 
 def _serve(
-    settings: MonitorSettings, others: Mapping[str, Facts], secrets: Collection[str], stop: threading.Event
+    settings: MonitorSettings,
+    others: Mapping[str, Facts],
+    secrets: Collection[str],
+    faults: Faults,
+    stop: threading.Event,
 ) -> None:
     names = [target.name for target in settings.broker_url] or [""]
     compat = {name: CompatCounts() for name in names} if settings.compat else {}
@@ -71,7 +85,7 @@ def _serve(
         with held_back():
             monitor.restore()
             keep()
-        with _server(settings, monitor, compat, others) as server:
+        with _server(settings, monitor, _pages(settings, monitor, compat, others), faults) as server:
             monitor.probe(stop)
             if not stop.is_set():
                 _run(monitor, server, stop)
@@ -99,16 +113,17 @@ def _configure_logs(settings: MonitorSettings, urls: Iterable[str], secrets: Col
     logs.configure(settings.log_level, settings.log_format, hidden)
 
 
-def _server(
-    settings: MonitorSettings, monitor: Monitor, compat: Mapping[str, CompatCounts], others: Mapping[str, Facts]
-) -> Server:
-    pages = _pages(settings, monitor, compat, others)
+def _server(settings: MonitorSettings, monitor: Monitor, pages: Mapping[str, Page], faults: Faults) -> Server:
     web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
 
     def ready() -> list[Status]:
         return [Status(*part) for part in monitor.readiness()]
 
-    return Server(settings.listen, pages, ready=ready, web_config=web_config)
+    def health() -> list[Status]:
+        said = {name: gave_up() for name, gave_up in faults.items()}
+        return [Status(name, why is None, why or "") for name, why in said.items()]
+
+    return Server(settings.listen, pages, health=health if faults else None, ready=ready, web_config=web_config)
 
 
 def _pages(

@@ -190,6 +190,8 @@ def test_the_monitor_runs_it_in_its_own_process_if_asked(valkey, inbox, tmp_path
         page = httpx.get(address, trust_env=False).text
         assert 'celeryscope_alerter_failures_total{result="notified"} 1' in page
         assert "celeryscope_connected" in page
+        healthy = httpx.get(address.replace("/metrics", "/-/healthy"), trust_env=False)
+        assert (healthy.status_code, healthy.text) == (200, "ok alerter\n")
         assert monitor.stop() == 0
 
 

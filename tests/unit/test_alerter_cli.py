@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from contextlib import closing
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from alerting import batch, entry
 from celeryscope.alerts.batches import decode
@@ -14,7 +18,9 @@ from celeryscope.alerts.store import Database
 from celeryscope.alerts.successes import SuccessWatch
 from celeryscope.cli import run
 from celeryscope.demo.inbox import TOKEN, Inbox
+from celeryscope.exporters import serve
 from celeryscope.monitor.events import TaskEvent
+from helpers import eventually
 
 ROUTES = """
 [alerter]
@@ -174,3 +180,31 @@ def test_memory_of_runs_is_bounded():
     assert watch.last_success("a") is None
     watch.feed([event("task-succeeded", "u2")], 200.0)
     assert watch.last_success("a") == 100.0
+
+
+def test_a_monitor_whose_alerter_gives_up_goes_on_and_says_that_it_is_not_healthy(command, tmp_path, monkeypatch):
+    """An alerter of another machine has taken the store: a supervisor has a reason to start the process anew."""
+    store = tmp_path / "incidents.db"
+    monkeypatch.setenv("CELERYSCOPE_STORE", f"sqlite:///{store}")
+    monkeypatch.setattr("celeryscope.alerts.alerter.REGISTER_EVERY", 0.1)
+    heard = []
+
+    def serving(settings, _others, _secrets, faults):
+        with serve._server(settings, SimpleNamespace(readiness=list), {}, faults) as server:
+
+            def health():
+                answer = httpx.get(f"{server.url}/-/healthy", trust_env=False)
+                return answer.status_code, answer.text
+
+            heard.append(health())
+            with closing(sqlite3.connect(store, timeout=30)) as database, database:
+                row = ("x", "elsewhere", "another-host", time.time())
+                database.execute("INSERT INTO celeryscope_alerters (owner, host, name, seen) VALUES (?, ?, ?, ?)", row)
+            heard.append(eventually(lambda: (found := health())[0] != 200 and found, 60))
+
+    monkeypatch.setattr("celeryscope.exporters.serve.serve", serving)
+    code, said = command("monitor", "--with-alerter", "--listen", "127.0.0.1:0")
+    assert code == 0, said
+    assert heard[0] == (200, "ok alerter\n")
+    assert heard[1][0] == 503
+    assert heard[1][1].startswith(f"failed alerter: store sqlite:///{store}: an alerter on another machine")
