@@ -10,9 +10,11 @@ from pathlib import Path
 from celeryscope.alerts.settings import AlerterSettings
 from celeryscope.dashboards.settings import DashboardsSettings
 from celeryscope.dashboards.thresholds import RulesSettings
+from celeryscope.exporters.doctor_settings import DoctorSettings
 from celeryscope.exporters.status import StatusSettings
 from celeryscope.monitor.catalog import METRICS, Metric
 from celeryscope.monitor.configuration import PREFIX, Settings, flag_of, option_of
+from celeryscope.monitor.doctor.page import page as doctor_page
 from celeryscope.monitor.flower_launch import LaunchSettings
 from celeryscope.monitor.flower_settings import ControlSettings
 from celeryscope.monitor.labels import DEFAULT_CAPS, LONGEST, OTHER, UNKNOWN
@@ -123,6 +125,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "monitor": MonitorSettings,
     "alerter": AlerterSettings,
     "status": StatusSettings,
+    "doctor": DoctorSettings,
     "control": ControlSettings,
     "flower": LaunchSettings,
     "rules": RulesSettings,
@@ -210,6 +213,7 @@ def _settings() -> Iterator[str]:
 PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics_page,
     "configuration.md": configuration_page,
+    "doctor.md": doctor_page,
 }
 
 

@@ -142,7 +142,7 @@ def asker(config: BrokerConfig, timeout: float = 2.0) -> Callable[[Sequence[str]
         with config.connection() as connection:
             connect(connection)
             queues, stats = (
-                _replies(connection, config.control_exchange, command, workers, timeout)
+                replies(connection, config.control_exchange, command, workers, timeout)
                 for command in ("active_queues", "stats")
             )
         return {worker: Answer(_queues(queues.get(worker)), *_pool(stats.get(worker))) for worker in {*queues, *stats}}
@@ -162,7 +162,7 @@ def tasks_held(config: BrokerConfig, timeout: float = 2.0) -> dict[str, frozense
         connect(connection)
         # In this order: what begins to run between the two is in both answers, not in neither.
         reserved, active = (
-            _replies(connection, config.control_exchange, command, (), timeout) for command in ("reserved", "active")
+            replies(connection, config.control_exchange, command, (), timeout) for command in ("reserved", "active")
         )
     # Both or none: what a worker did not say in full proves nothing.
     return {worker: _ids(active[worker]) | _ids(reserved[worker]) for worker in active.keys() & reserved.keys()}
@@ -173,18 +173,29 @@ def _ids(said: object) -> frozenset[str]:
     return frozenset(str(request["id"]) for request in requests if isinstance(request, dict) and "id" in request)
 
 
-def _replies(connection: Any, namespace: str, command: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
-    """Send one command and collect the answers; kombu deletes the reply queue and its binding afterwards."""
+def replies(
+    connection: Any,
+    namespace: str,
+    command: str,
+    workers: Sequence[str],
+    timeout: float,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Send one command, to everybody where nobody is named, and collect the answers that come within `timeout` s.
+
+    Kombu deletes the reply queue and its binding afterwards.
+    """
     from kombu.pidbox import Mailbox
 
     mailbox: Any = Mailbox(namespace, type="fanout", accept=["json"])(connection)
     if not workers:
-        replies = mailbox.multi_call(command, timeout=timeout)
+        came = mailbox.multi_call(command, arguments, timeout=timeout)
     else:
-        replies = []
+        came = []
         for start in range(0, len(workers), AT_A_TIME):
-            replies += mailbox.call(list(workers[start : start + AT_A_TIME]), command, timeout=timeout)
-    return {worker: said for reply in replies if isinstance(reply, dict) for worker, said in reply.items()}
+            some = list(workers[start : start + AT_A_TIME])
+            came += mailbox.call(some, command, arguments, timeout=timeout)
+    return {worker: said for reply in came if isinstance(reply, dict) for worker, said in reply.items()}
 
 
 def _queues(said: object) -> frozenset[str] | None:

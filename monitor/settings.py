@@ -51,8 +51,8 @@ def _prefix(prefix: str) -> str:
     return prefix
 
 
-class CommonSettings(Settings):
-    """What every long-running command of celeryscope is told."""
+class BrokerSettings(Settings):
+    """Which broker, and by whose app."""
 
     broker_url: Annotated[
         tuple[Target, ...],
@@ -67,30 +67,12 @@ class CommonSettings(Settings):
         description="A Celery app to take broker, TLS and transport options from, as in celery -A; a broker URL given "
         "as well replaces the app's.",
     )
-    state_dir: Annotated[Path | None, Option("DIR")] = Field(
-        default=None,
-        description="Where to keep what must survive a restart. Made if its parent exists. Without it nothing is kept.",
-    )
-    web_config_file: Annotated[Path | None, Option("FILE", flag="--web.config.file", parse=values.readable_file)] = (
-        Field(default=None, description="TLS and basic auth for our own pages, in Prometheus' exporter-toolkit format.")
-    )
-    static_label: Annotated[
-        dict[str, str],
-        Option("KEY=VALUE", parse=values.pairs(), many=True, table="static_labels"),
-        AfterValidator(_label_names),
-    ] = Field(default_factory=dict, description="A label that every series shall carry; may be repeated.")
     accept_content: Annotated[
         tuple[Literal["json", "yaml", "msgpack", "pickle"], ...], Option("TYPE", parse=_parsed_names, many=True)
     ] = Field(
         default=("json",),
         description="Content types accepted from the broker: json, yaml, msgpack, pickle. Whoever can write to the "
         "broker can run code in celeryscope where pickle is accepted.",
-    )
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Option("LEVEL", parse=lambda raw: str(raw).lower())
-    ] = Field(default="warning", description="The least level that is logged: debug, info, warning or error.")
-    log_format: Annotated[Literal["text", "json"], Option("FORMAT")] = Field(
-        default="text", description="Log lines as text, or as one JSON object each."
     )
 
     @classmethod
@@ -108,6 +90,29 @@ class CommonSettings(Settings):
             yield "broker_url", "no broker is named; give --broker redis://host:6379/0, or -A with your Celery app"
         if self.app and len(self.broker_url) > 1:
             yield "app", "takes one broker's options; give it without several --broker"
+
+
+class CommonSettings(BrokerSettings):
+    """What every long-running command of celeryscope is told."""
+
+    state_dir: Annotated[Path | None, Option("DIR")] = Field(
+        default=None,
+        description="Where to keep what must survive a restart. Made if its parent exists. Without it nothing is kept.",
+    )
+    web_config_file: Annotated[Path | None, Option("FILE", flag="--web.config.file", parse=values.readable_file)] = (
+        Field(default=None, description="TLS and basic auth for our own pages, in Prometheus' exporter-toolkit format.")
+    )
+    static_label: Annotated[
+        dict[str, str],
+        Option("KEY=VALUE", parse=values.pairs(), many=True, table="static_labels"),
+        AfterValidator(_label_names),
+    ] = Field(default_factory=dict, description="A label that every series shall carry; may be repeated.")
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Option("LEVEL", parse=lambda raw: str(raw).lower())
+    ] = Field(default="warning", description="The least level that is logged: debug, info, warning or error.")
+    log_format: Annotated[Literal["text", "json"], Option("FORMAT")] = Field(
+        default="text", description="Log lines as text, or as one JSON object each."
+    )
 
 
 class MonitorSettings(CommonSettings):

@@ -1,0 +1,68 @@
+"""Knocks at pages without credentials, as a stranger would (edge)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+
+import httpx
+
+from .facts import LOOPBACK, Door
+
+TIMEOUT = 3.0
+
+
+def knock(pages: Iterable[tuple[str, str]], transport: httpx.BaseTransport | None = None) -> list[Door]:
+    """Ask for each (what, URL); one on this machine's loopback is asked for at its outward address instead."""
+    doors = []
+    for what, url in pages:
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL:
+            continue
+        if address.host in LOOPBACK:
+            outward = own_address()
+            if outward is None:
+                continue
+            address = address.copy_with(host=outward)
+        address = address.copy_with(userinfo=b"")
+        doors.append(
+            Door(
+                what=what,
+                url=str(address),
+                host=address.host,
+                public=_public(address.host),
+                open=_open(address, transport),
+            )
+        )
+    return doors
+
+
+def _open(address: httpx.URL, transport: httpx.BaseTransport | None) -> bool | None:
+    try:
+        # Nothing secret is sent, so whose certificate it is does not matter; a proxy would be another's door.
+        with httpx.Client(verify=False, timeout=TIMEOUT, trust_env=False, transport=transport) as client:  # noqa: S501
+            answer = client.get(address)
+    except (httpx.HTTPError, OSError):
+        return None
+    return answer.status_code == httpx.codes.OK
+
+
+def _public(host: str) -> bool:
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return any(ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in addresses)
+
+
+def own_address() -> str | None:
+    """Return the address by which this machine is known outside, None where it has none; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a documentation address: a route is looked up, no packet leaves
+        except OSError:
+            return None
+        found = str(probe.getsockname()[0])
+    return None if ipaddress.ip_address(found).is_loopback else found
