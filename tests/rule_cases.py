@@ -72,7 +72,7 @@ WORKERS = (
     fires("NoWorkers", "all ended", online("3x4 0x10"), "9m"),
     fires("NoWorkers", "of one broker", {s("celery_workers", broker="eu", state="online"): "0x9"}, "5m",
           {"broker": "eu"}),
-    silent("NoWorkers", "a restart of all", online("3x4 0 3x10"), "8m"),
+    silent("NoWorkers", "a restart of all", online("3x4 0 3x10"), "5m"),
     silent("NoWorkers", "a second monitor that has just started", online("3x9") | online("0x9", "b"), "8m"),
     fires("WorkerLost", "killed", worker("0x3 1x9", "1x3 0x9"), "6m", W1),
     fires("WorkerLost", "two monitors tell once", worker("1x9", "0x9") | worker("1x9", "0x9", on="b"), "6m", W1),
@@ -85,9 +85,9 @@ WORKERS = (
         "9m",
     ),
     silent("WorkerLost", "heard by the other monitor", worker("1x9", "0x9") | worker("0x9", "1x9", on="b"), "8m"),
-    silent("WorkerLost", "started again under its name at once", worker("0x3 1 0x9", "1x3 0 1x9"), "6m"),
+    silent("WorkerLost", "started again under its name at once", worker("0x3 1 0x9", "1x3 0 1x9"), "4m"),
     fires("WorkerWedged", "takes nothing", {s("celery_worker_wedged", worker="w1"): "0x2 1x9"}, "7m", W1),
-    silent("WorkerWedged", "for a moment", {s("celery_worker_wedged", worker="w1"): "0x2 1 0x9"}, "6m"),
+    silent("WorkerWedged", "for a moment", {s("celery_worker_wedged", worker="w1"): "0x2 1 0x9"}, "3m"),
     fires("EventsOff", "since it started", {s("celery_worker_events_enabled", worker="w1"): "0x20"}
           | worker("0x20", "1x20"), "15m", W1),
     silent("EventsOff", "of a worker that is gone", {s("celery_worker_events_enabled", worker="w1"): "0x20"}
@@ -188,7 +188,7 @@ TASKS = (
     fires("TaskStuck", "for over an hour", {s("celery_task_oldest_running_seconds", **Q): "3000+60x30"}, "20m", CHARGE),
     silent("TaskStuck", "busy", {s("celery_task_oldest_running_seconds", **Q): "0+60x20"}, "20m"),
     fires("TasksOrphaned", "work is lost", {s("celery_tasks_orphaned", **Q): "0x3 2x20"}, "12m", CHARGE),
-    silent("TasksOrphaned", "soon redelivered", {s("celery_tasks_orphaned", **Q): "0x3 2x2 0x20"}, "12m"),
+    silent("TasksOrphaned", "soon redelivered", {s("celery_tasks_orphaned", **Q): "0x3 2x2 0x20"}, "6m"),
 )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ SHOP = {"app": "shop"}
 OVERDUE = s("celery_beat_overdue_seconds", **ENTRY)
 SCHEDULES = (
     fires("BeatDown", "ended", beats("1x3 0x9"), "8m", SHOP),
-    silent("BeatDown", "restarted", beats("1x3 0 1x9"), "6m"),
+    silent("BeatDown", "restarted", beats("1x3 0 1x9"), "4m"),
     silent("BeatDown", "heard by the other monitor", beats("0x9") | beats("1x9", "b"), "8m"),
     fires("BeatNotTicking", "its scheduler hangs", ticks("60+60x3 240x30", "1x40"), "20m", BEAT),
     silent("BeatNotTicking", "it ticks", ticks("1+60x40", "1x40"), "20m"),
@@ -252,12 +252,12 @@ ITSELF = (
           s(CONNECTED, broker="us"): "1x9"}, "7m", {"scope": "broker", "broker": "eu"}),
     silent("MonitorDown", "one of two is down", up("0x9") | up("1x9", "b") | {s(CONNECTED, on="b"): "1x9"}, "7m"),
     silent("MonitorDown", "one of two is deaf", up("1x9") | {s(CONNECTED): "0x9", s(CONNECTED, on="b"): "1x9"}, "7m"),
-    silent("MonitorDown", "a restart", up("1x3 0 1x9") | {s(CONNECTED): "1x3 stale 0 1x9"}, "6m"),
+    silent("MonitorDown", "a restart", up("1x3 0 1x9") | {s(CONNECTED): "1x3 stale 0 1x9"}, "4m"),
     fires("MonitorLagging", "events come late", {s("celeryscope_event_lag_seconds"): "9x20"}, "9m",
           {"reason": "events"}),
     fires("MonitorLagging", "sampling fails", {SAMPLED: "60+60x2 180x20"}, "15m", {"reason": "queues"}),
     silent("MonitorLagging", "in time", {s("celeryscope_event_lag_seconds"): "0.1x20", SAMPLED: "0+60x20"}, "15m"),
-    silent("MonitorLagging", "for a moment", {s("celeryscope_event_lag_seconds"): "0.1x3 9 0.1x20"}, "9m"),
+    silent("MonitorLagging", "for a moment", {s("celeryscope_event_lag_seconds"): "0.1x3 9 0.1x20"}, "4m"),
     *growth("TaskStartsMissed", "worker_starts_missed", W1, **W1),
     fires("AlerterDown", "there is none", up("1x20"), "9m"),
     fires("AlerterDown", "down", up("1x3 0x20", job="celeryscope-alerter") | alerter(waiting="0x3 stale"), "12m"),
@@ -271,7 +271,7 @@ ITSELF = (
     silent("SlackUndeliverable", "quiet hours: they wait and nobody is refused",
            alerter(waiting="0x3 1x20", ok="0x30") | {TO_SLACK: "0x30"}, "12m"),
     silent("SlackUndeliverable", "refused once, told since",
-           alerter(waiting="0x3 1 0x20", ok="0x4 1x20", refused="_x3 1x20") | {TO_SLACK: "4x30"}, "12m"),
+           alerter(waiting="0x3 1 0x20", ok="0x4 1x20", refused="_x3 1x20") | {TO_SLACK: "4x30"}, "4m"),
     fires("Watchdog", "always", {}, "0m"),
 )  # fmt: skip
 
