@@ -81,7 +81,8 @@ class Stack:
         """Start a process that sees the demo's broker, these settings, and none of the caller's for Celery or us."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         env |= {"CELERY_BROKER_URL": self.broker_url, "CELERY_RESULT_BACKEND": self.broker_url.replace("/0", "/1")}
-        env |= {"PYTHONUNBUFFERED": "1", **settings}
+        # What a killed process leaves among its temporary files goes with the folder.
+        env |= {"PYTHONUNBUFFERED": "1", "TMPDIR": str(self.nursery.folder), **settings}
         child = Child(name, [str(arg) for arg in argv], self.nursery, env)
         self.services[name] = child
         return child

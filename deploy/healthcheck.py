@@ -14,6 +14,7 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -72,7 +73,7 @@ def connected(broker: str, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/ne
 
     `celeryscope.install(app)` keeps one open in beat, which otherwise connects when the first entry is due.
     """
-    url = urlsplit(broker.split(";")[0])
+    url = urlsplit(broker.partition(";")[0])
     if not url.hostname:
         return True  # a socket file, or a service without an address: nothing to see here
     port = url.port or {"amqp": 5672, "pyamqp": 5672, "amqps": 5671}.get(url.scheme, 6379)
@@ -86,29 +87,34 @@ def broker_url() -> str:
     return Path(file).read_text(encoding="utf-8").strip() if file else os.environ.get("CELERY_BROKER_URL", "")
 
 
-def port_of(listen: str, default: str) -> str:
-    """Return the port of HOST:PORT."""
-    return listen.rpartition(":")[2] or default
+def port_of(variable: str, default: str) -> str:
+    """Return the port of the HOST:PORT that a variable holds."""
+    return os.environ.get(variable, "").rpartition(":")[2] or default
 
 
-def well(mode: str, *arguments: str) -> bool:
-    """Whether the service is."""
-    if mode == "http":
-        return serves(*arguments)
-    if mode == "monitor":
-        return serves(port_of(os.environ.get("CELERYSCOPE_LISTEN", ""), "9808"), "/-/healthy")
-    if mode == "alerter":
-        return serves(port_of(os.environ.get("CELERYSCOPE_LISTEN", ""), "9809"), "/-/healthy")
-    if mode == "flower":
-        prefix = os.environ.get("CELERYSCOPE_FLOWER_URL_PREFIX", "").strip("/")
-        port = port_of(os.environ.get("CELERYSCOPE_FLOWER_LISTEN", ""), "5555")
-        return serves(port, f"/{prefix}/healthcheck" if prefix else "/healthcheck")
-    if mode == "worker":
-        return answers_ping()
-    if mode in ("beat", "connected"):
-        return connected(broker_url())
-    return True  # some other command: who starts it brings its own check
+def flower_path() -> str:
+    """Return the path of Flower's own check, which asks for no password."""
+    prefix = os.environ.get("CELERYSCOPE_FLOWER_URL_PREFIX", "").strip("/")
+    return f"/{prefix}/healthcheck" if prefix else "/healthcheck"
+
+
+CHECKS: dict[str, Callable[..., bool]] = {
+    "monitor": lambda: serves(port_of("CELERYSCOPE_LISTEN", "9808"), "/-/healthy"),
+    "alerter": lambda: serves(port_of("CELERYSCOPE_LISTEN", "9809"), "/-/healthy"),
+    "flower": lambda: serves(port_of("CELERYSCOPE_FLOWER_LISTEN", "5555"), flower_path()),
+    "worker": answers_ping,
+    "beat": lambda: connected(broker_url()),
+    "connected": lambda: connected(broker_url()),
+    "http": serves,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code; a command that is none of ours brings its own check."""
+    name, *rest = arguments or [os.environ.get("MODE", "")]
+    check = CHECKS.get(name)
+    return 0 if check is None or check(*rest) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(0 if well(*(sys.argv[1:] or [os.environ.get("MODE", "")])) else 1)
+    sys.exit(main(sys.argv[1:]))

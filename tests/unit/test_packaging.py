@@ -113,7 +113,9 @@ def applies(marker: Marker | None) -> bool:
     return marker is None or marker.evaluate(ENVIRONMENT)
 
 
-@pytest.mark.parametrize(("name", "left_out"), [("dev.txt", set()), ("oldest.txt", {"demo", "dev"})])
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("dev.txt", set()), ("oldest.txt", {"demo", "dev"}), ("image.txt", {"demo", "dev", "test"})]
+)
 def test_the_pins_satisfy_what_is_asked_for(project, name, left_out):
     """Whoever adds a dependency runs `make lock`; the pins would go without it otherwise."""
     extras = set(project["project"]["optional-dependencies"]) - left_out
@@ -127,7 +129,7 @@ def test_the_pins_satisfy_what_is_asked_for(project, name, left_out):
     assert unmet == []
 
 
-@pytest.mark.parametrize("name", ["dev.txt", "oldest.txt"])
+@pytest.mark.parametrize("name", ["dev.txt", "oldest.txt", "image.txt", "build.txt"])
 def test_every_pin_is_exact_and_hashed_and_names_no_address(name):
     text = (ROOT / "requirements" / name).read_text()
     assert "://" not in text
@@ -136,6 +138,11 @@ def test_every_pin_is_exact_and_hashed_and_names_no_address(name):
         if not block.startswith("#"):
             assert re.match(r"[a-zA-Z0-9._-]+(\[[a-z,]+\])?==", block), block
             assert "--hash=sha256:" in block, block
+
+
+def test_the_image_has_the_versions_that_are_tested():
+    tested = {str(pin).partition(";")[0] for pin in pins("dev.txt")}
+    assert {str(pin).partition(";")[0] for pin in pins("image.txt")} <= tested
 
 
 def test_every_extra_is_in_all_but_the_ones_for_developers(project):
