@@ -10,10 +10,12 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader  # which imports much by itself
 
 _loading = threading.RLock()
 
@@ -32,7 +34,9 @@ def put_off(*names: str) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
+    """Python's own finder, for these names; their modules get a loader that waits."""
+
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
 
@@ -41,11 +45,13 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Later(spec.loader)
+            spec.loader = cast("Loader", _Later(spec.loader))
         return spec
 
 
-class _Later(Loader):
+class _Later:
+    """A loader that lets another one do its work when the module is first asked for something."""
+
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
         self._begun = False
