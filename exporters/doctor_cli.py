@@ -50,11 +50,12 @@ def doctor(ctx: click.Context, /, *, as_data: bool, **options: object) -> None:
         raise click.ClickException(str(error)) from None
     if len(configs) > 1:
         raise click.UsageError("--broker: the doctor looks at one broker at a time; give it once")
+    watched = _monitored(settings)
     facts = gather(
         configs[0],
         _project(settings.app),
-        list(_pages(settings)),
-        monitored=_monitored(settings),
+        list(_pages(settings, watched)),
+        monitored=watched,
         grace=settings.grace_period,
         patience=Patience(answer=settings.answer_timeout, listen=settings.listen_for),
     )
@@ -80,9 +81,9 @@ def _project(name: str) -> Project | None:
         raise click.ClickException(f"--app: {name!r} cannot be read: {text}") from error
 
 
-def _pages(settings: DoctorSettings) -> Iterator[tuple[str, str]]:
-    """Yield what a stranger might try."""
-    if settings.status_url:
+def _pages(settings: DoctorSettings, watched: Monitored) -> Iterator[tuple[str, str]]:
+    """Yield what a stranger might try: what, and where."""
+    if not watched.error:
         yield "the monitor", _metrics(settings.status_url)
     if settings.flower_url:
         yield "Flower", settings.flower_url

@@ -34,7 +34,7 @@ def plain_broker(facts: Facts) -> Iterator[Seen]:
 def open_pages(facts: Facts) -> Iterator[Seen]:
     """No page answers strangers without credentials."""
     if not facts.doors:
-        raise CannotTellError("no page was named: --url for the monitor, --flower-url for Flower")
+        raise CannotTellError("no page is known that answers: --url for the monitor, --flower-url for Flower")
     for door in facts.doors:
         if door.open:
             whom = "an address of the open Internet" if door.public else "whoever is in that network"

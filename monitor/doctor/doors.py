@@ -15,28 +15,24 @@ TIMEOUT = 3.0
 
 def knock(pages: Iterable[tuple[str, str]], transport: httpx.BaseTransport | None = None) -> list[Door]:
     """Ask for each (what, URL); one on this machine's loopback is asked for at its outward address instead."""
-    doors = []
-    for what, url in pages:
-        try:
-            address = httpx.URL(url)
-        except httpx.InvalidURL:
-            continue
-        if address.host in LOOPBACK:
-            outward = own_address()
-            if outward is None:
-                continue
-            address = address.copy_with(host=outward)
-        address = address.copy_with(userinfo=b"")
-        doors.append(
-            Door(
-                what=what,
-                url=str(address),
-                host=address.host,
-                public=_public(address.host),
-                open=_open(address, transport),
-            )
-        )
-    return doors
+    return [door for what, url in pages if (door := _door(what, url, transport))]
+
+
+def _door(what: str, url: str, transport: httpx.BaseTransport | None) -> Door | None:
+    try:
+        address = httpx.URL(url).copy_with(userinfo=b"")
+    except httpx.InvalidURL:
+        return None
+    local = address.host in LOOPBACK
+    if local:
+        outward = own_address()
+        if outward is None:
+            return Door(what=what, url=url, host=address.host, public=False, open=False)
+        address = address.copy_with(host=outward)
+    opened = _open(address, transport)
+    # What answers on loopback alone is closed.
+    opened = False if local and opened is None else opened
+    return Door(what=what, url=str(address), host=address.host, public=_public(address.host), open=opened)
 
 
 def _open(address: httpx.URL, transport: httpx.BaseTransport | None) -> bool | None:
