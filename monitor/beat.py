@@ -129,6 +129,8 @@ class Probe:
         self.clock = clock
         self.counts: dict[str, Count] = {}
         self.last_tick = clock()
+        self.began: float | None = None
+        """When its first tick began: all that it dispatches itself comes later."""
         self.busy: float | None = None
         """Since when an apply_async has been under way."""
         self.schedule: dict[str, Any] | None = None
@@ -180,6 +182,9 @@ class Probe:
     def _wrap_tick(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def tick(*args: Any, **kwargs: Any) -> Any:
+            if self.began is None:
+                with Guard("beat probe: first tick"):
+                    self.began = self.clock()
             result = original(*args, **kwargs)
             with Guard("beat probe: after a tick"):
                 self._ticked()

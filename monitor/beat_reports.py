@@ -193,7 +193,9 @@ class Reports:
             next_due = self._probe.unknown_due.get(name)
         if last is None and entries.ever_ran(entry):
             stored = entries.last_run(entry, self._probe.clock())
-            last = None if stored is None else stored.timestamp()
+            # RedBeat writes it down before it dispatches: what began meanwhile is ours, and told once it is done.
+            if stored is not None and stored.timestamp() < (self._probe.began or math.inf):
+                last = stored.timestamp()
         return {
             "entry": name,
             "task": str(entry.task)[:255],

@@ -142,6 +142,21 @@ class Farm:
 
         return self.locked(look)
 
+    def ended(self, app: str, entry: str = "two") -> float:
+        """Return how many runs were followed to their end, by the ledger that hears all.
+
+        On a busy machine the first dispatch may be heard before the schedule; then it is not known when it was due, and
+        neither its lateness nor its end is measured.
+        """
+
+        def look() -> float:
+            chain = self.ears["exact"].ledger.apps[app].chains[entry]
+            unmeasured = chain.dispatched - sum(chain.lateness[:-1])
+            assert unmeasured in {0, 1}, (app, chain.dispatched, chain.lateness)
+            return sum(chain.end_to_end[:-1]) + unmeasured
+
+        return self.locked(look) if self.value("beat_dispatched_total", app, entry) else 0
+
     def truth(self, app: str, entry: str) -> list[float]:
         """Return when the messages were sent whose tasks ran, in order; each must say which entry it is."""
         lines = [line.split(" ") for line in self.client.lrange(f"truth:{app}:{entry}", 0, -1)]

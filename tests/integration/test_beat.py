@@ -23,12 +23,6 @@ def dispatched(farm: Farm, app: str) -> float:
     return farm.value("beat_dispatched_total", app, "two") or 0
 
 
-def ended(farm: Farm, app: str) -> int:
-    """Return how many runs of the entry `two` were followed to their end."""
-    found = farm.value("beat_end_to_end_seconds", app, "two")
-    return sum(found[:-1]) if found else 0
-
-
 def test_beats_runs_are_followed_from_slot_to_success(farm):
     """`celery beat` and `celery worker -B` side by side: counts, headers, ends, and a goodbye."""
     beat = farm.beat("alone", "persistent")
@@ -40,15 +34,15 @@ def test_beats_runs_are_followed_from_slot_to_success(farm):
     assert beat.popen.wait(20) == 0
     # A worker that is told to stop while a task runs keeps that task's events to itself (Celery closes the
     # dispatcher unflushed), so it is told between two slots: right after a run ended, nothing else on its way.
-    before = ended(farm, "embedded")
-    eventually(lambda: ended(farm, "alone") == len(farm.truth("alone", "two")) == dispatched(farm, "alone"))
-    eventually(lambda: before < ended(farm, "embedded") == dispatched(farm, "embedded"), interval=0.02)
+    before = farm.ended("embedded")
+    eventually(lambda: farm.ended("alone") == len(farm.truth("alone", "two")) == dispatched(farm, "alone"))
+    eventually(lambda: before < farm.ended("embedded") == dispatched(farm, "embedded"), interval=0.02)
     worker.popen.terminate()
     assert worker.popen.wait(30) == 0
     for app in ("alone", "embedded"):
         truth = farm.truth(app, "two")
         # Both processes are gone; what they said last may still be on its way.
-        eventually(lambda app=app, truth=truth: ended(farm, app) >= len(truth))
+        eventually(lambda app=app, truth=truth: farm.ended(app) >= len(truth))
         sent = farm.value("beat_dispatched_total", app, "two")
         assert sent == sum(e.type == "beat-dispatched" and e.app == app and e.entry == "two" for e in farm.seen)
         assert farm.value("beat_never_ran", app, "two") == 0.0
@@ -56,7 +50,7 @@ def test_beats_runs_are_followed_from_slot_to_success(farm):
         assert farm.value("beat_entry_info", app, "cron", "farm.tick", "crontab", "* * * * *") == 1.0
         assert 2 <= len(truth) <= sent
         assert farm.value("beat_last_success_timestamp_seconds", app, "two") >= truth[0]
-        assert ended(farm, app) == len(truth)
+        assert farm.ended(app) == len(truth)
     eventually(lambda: kinds(farm, "alone")[-1] == "beat-offline")
     assert kinds(farm, "alone")[0] == "beat-online"
     assert farm.value("beats", "alone") == 0

@@ -196,6 +196,35 @@ def test_a_scheduler_that_decides_against_a_run_has_dispatched_nothing():
     assert b.probe.busy is None
 
 
+def test_a_last_run_in_the_store_that_is_our_own_is_told_as_ours_alone():
+    """RedBeat writes it down before it dispatches: a listing in between would hide the slots that were let pass."""
+    w = World({"two": interval(2.0)})
+    w.workers = False
+    b = w.start()
+    w.run(5.0)
+    stored = w.kill(b)
+    w.run(6.0)
+    successor = w.start(stored=stored)
+    listed = []
+
+    def dispatch(scheduler: Any, entry: Any) -> Any:
+        successor.probe.schedule = {
+            "two": SimpleNamespace(**vars(entry) | {"last_run_at": datetime.fromtimestamp(w.now, timezone.utc)})
+        }
+        listed.extend(successor.probe.reports._listing())
+        return SimpleNamespace(id="x")
+
+    w.dispatch = dispatch  # type: ignore[method-assign]
+    successor.step()
+    for kind, fields in listed:
+        w.receive(kind, fields, "proj@h")
+    (item,) = listed[0][1]["entries"]
+    assert (item["dispatched"], item["last_dispatch"]) == (0, None)
+    w.deliver(successor)
+    gap = successor.probe.counts["two"].last - w.attempts["two"][-1]
+    assert w.entry("missed_total", "two") == int(gap // 2.0) - 1 > 0
+
+
 def test_while_a_publish_hangs_the_heartbeat_confirms_nothing_later():
     w = World({"two": interval(2.0)})
     b = w.start()
