@@ -107,9 +107,8 @@ def cli(ctx: click.Context) -> None:
 def monitor_command() -> click.Command:
     """Make `celeryscope monitor`: its options are its settings."""
     from .monitor.garbage import held_back
-    from .monitor.later import put_off
 
-    with held_back(), put_off("more_itertools"):  # modules are no garbage; cheroot brings one that it hardly uses
+    with held_back():  # modules are no garbage
         from .exporters.serve import serve
         from .monitor.options import from_options, settings_options
         from .monitor.settings import MonitorSettings

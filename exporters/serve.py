@@ -18,7 +18,6 @@ from ..monitor.allocator import give_memory_back
 from ..monitor.compat import CompatCounts
 from ..monitor.facts import Facts
 from ..monitor.garbage import held_back, keep
-from ..monitor.later import put_off
 from ..monitor.masking import secrets_in
 from ..monitor.service import Monitor, StartError
 from .compat import PATH as COMPAT_PATH
@@ -77,7 +76,7 @@ def _serve(
 ) -> None:
     names = [target.name for target in settings.broker_url] or [""]
     compat = {name: CompatCounts() for name in names} if settings.compat else {}
-    with held_back(), put_off("redis.asyncio"):
+    with held_back():
         monitor = Monitor(settings, observer=compat.__getitem__ if compat else None)
     # An app may have brought URLs of its own.
     _configure_logs(settings, [config.url for config in monitor.configs], secrets)
