@@ -16,7 +16,7 @@ PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format format-check lint types imports sizes generated generate bench \
+.PHONY: help demo stack test check format format-check lint types imports sizes generated generate bench \
 	integration integration-packages compose-test soak oldest-env lock clean
 
 help: ## this list
@@ -24,6 +24,9 @@ help: ## this list
 
 demo: $(VENV)/.complete ## the whole system on this machine: example app, workers, beat, monitor
 	$(BIN)/python -m celeryscope demo
+
+stack: $(VENV)/.complete ## the services of docker-compose.yml as plain processes, where there is no Docker
+	$(BIN)/python -m celeryscope demo --stack
 
 test: $(VENV)/.complete ## all tests that need Python packages alone; TESTS=path narrows them
 	$(PYTEST) -m "not system and not soak" $(or $(TESTS),tests)

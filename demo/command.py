@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import click
@@ -27,7 +28,10 @@ class _Stop(Exception):  # noqa: N818 - no error: somebody wants us to end
 @click.option("--port", default=9808, show_default=True, help="Port for the metrics; a free one where it is taken.")
 @click.option("--rate", default=8.0, show_default=True, type=click.FloatRange(0.1, 200), help="Messages a second.")
 @click.option("--for", "seconds", type=click.FloatRange(min=0), help="End by itself after so many seconds.")
-def demo(port: int, rate: float, seconds: float | None) -> None:
+@click.option(
+    "--stack", "whole", is_flag=True, help="The services of docker-compose.yml: a web service and Alertmanager as well."
+)
+def demo(port: int, rate: float, seconds: float | None, whole: bool) -> None:
     """Run the whole system on this machine, on a broker of its own: no Docker, nothing to configure.
 
     An example shop with two workers, beat and customers; celeryscope monitor; the alerter and a Slack inbox to read;
@@ -42,7 +46,7 @@ def demo(port: int, rate: float, seconds: float | None) -> None:
         console.print(
             "starting broker, monitor, Slack inbox, Flower, alerter, two workers, beat, customers …", style="dim"
         )
-        stack.start()
+        stack.start(whole_stack() if whole else ())
         _show(console, stack, time.monotonic() + seconds if seconds is not None else None)
     except _Stop:
         console.print("\nstopping …", style="dim")
@@ -52,6 +56,13 @@ def demo(port: int, rate: float, seconds: float | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave anything behind
         nursery.close()
+
+
+def whole_stack() -> Sequence[Callable[[Stack], None]]:
+    """Return all services; the rules that they need are imported for them alone."""
+    from .whole import SERVICES
+
+    return SERVICES
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

@@ -52,7 +52,7 @@ def places(stack: Stack) -> str:
         "metrics": f"(port {stack.port} is taken)" if taken else "",
         "flower": f"user {FLOWER_USER}, password {stack.flower_password}",
     }
-    return "\n".join(f"{name:<11} {url}  {notes.get(name, '')}".rstrip() for name, url in stack.urls.items())
+    return "\n".join(f"{name:<12} {url}  {notes.get(name, '')}".rstrip() for name, url in stack.urls.items())
 
 
 def hints(stack: Stack) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,14 +50,18 @@ class Stack:
     urls: dict[str, str] = field(default_factory=dict)
     services: dict[str, Child] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
+    scraped: dict[str, str] = field(default_factory=dict)
+    """What Prometheus scrapes: job → host:port."""
+    prometheus: dict[str, object] = field(default_factory=dict)
+    """More of its configuration."""
 
-    def start(self) -> None:
-        """Start all services.
+    def start(self, services: Sequence[Callable[[Stack], None]] = ()) -> None:
+        """Start these services, or else those of the demo.
 
         Raises:
             DemoError: one of them does not come up.
         """
-        for service in SERVICES:
+        for service in services or SERVICES:
             service(self)
 
     def lost(self) -> str | None:
@@ -113,7 +118,7 @@ def broker(stack: Stack) -> None:
     for _ in range(ATTEMPTS):
         port = free_port()
         child = stack.run(
-            "broker", binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"
+            "broker", binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"
         )
         if stack.until(child, lambda log=child.log: "Ready to accept" in log.read_text(errors="replace")):  # type: ignore[misc]
             stack.broker_url = f"redis://127.0.0.1:{port}/0"
@@ -219,12 +224,12 @@ def customers(stack: Stack) -> None:
     stack.run("customers", sys.executable, "-m", "celeryscope.demo.load", "--rate", str(stack.rate))
 
 
-PROMETHEUS = """\
-global: {{scrape_interval: 5s, evaluation_interval: 5s}}
-scrape_configs:
-  - job_name: celeryscope
-    static_configs: [{{targets: ["{target}"]}}]
-"""
+def prometheus_config(stack: Stack) -> str:
+    """Return Prometheus' configuration, as JSON, which is YAML."""
+    scraped = {"celeryscope": stack.monitor_url.removeprefix("http://"), **stack.scraped}
+    jobs = [{"job_name": name, "static_configs": [{"targets": [where]}]} for name, where in scraped.items()]
+    interval = {"scrape_interval": "5s", "evaluation_interval": "5s"}
+    return json.dumps({"global": interval, "scrape_configs": jobs, **stack.prometheus})
 
 
 def prometheus(stack: Stack) -> None:
@@ -233,7 +238,7 @@ def prometheus(stack: Stack) -> None:
     if binary is None:
         return
     config = stack.nursery.folder / "prometheus.yml"
-    config.write_text(PROMETHEUS.format(target=stack.monitor_url.removeprefix("http://")))
+    config.write_text(prometheus_config(stack))
     for _ in range(ATTEMPTS):
         port = free_port()
         child = stack.run(
