@@ -44,9 +44,10 @@ def _number(title: str, asks: str, means: str, do: str, expr: str, *, unit: str 
         asks=asks,
         means=means,
         do=do,
-        queries=[Query(expr=expr, legend=title)],
+        queries=[Query(expr=expr, legend=title, instant=RANGE in expr)],
         width=6,
         height=4,
+        graph=RANGE not in expr,  # over time, each point would look back as far as the whole board shows
         unit=unit,
         steps=steps,
         text_mode="value",

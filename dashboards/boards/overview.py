@@ -7,8 +7,8 @@ from ..links import board as to_board
 from ..links import field, of_entry, of_queue, of_task, of_worker
 from ..palette import BAD, BLUE, GOOD, OUTCOMES, PLAIN, QUIET, Steps, at_least, words, worse
 from ..panels import Query, Stat, Tile, Timeseries, colors
-from ..queries import fact, increase, largest, or_zero, own_fact, own_increase, rate, top, total
-from ..recordings import recorded
+from ..queries import fact, increase, largest, or_zero, own_fact, own_increase, top, total
+from ..recordings import by_owner, recorded
 from ..tables import Column, Table
 from .parts import BROKER, RECORDED, of_online, variables
 
@@ -34,16 +34,26 @@ def make(flower_url: str) -> Board:
 
 
 def _stat(
-    title: str, asks: str, means: str, do: str, expr: str, *, leads: str, unit: str = "short", steps: Steps = PLAIN
+    title: str,
+    asks: str,
+    means: str,
+    do: str,
+    expr: str,
+    *,
+    leads: str,
+    unit: str = "short",
+    steps: Steps = PLAIN,
+    now: bool = False,
 ) -> Stat:
     return Stat(
         title=title,
         asks=asks,
         means=means,
         do=do,
-        queries=[Query(expr=expr, legend=title)],
+        queries=[Query(expr=expr, legend=title, instant=now)],
         width=4,
         height=HEIGHT,
+        graph=not now,
         unit=unit,
         steps=steps,
         data_links=[to_board(leads)],
@@ -102,7 +112,7 @@ def _work_now() -> list[Tile]:
         _stat(
             "Failing now",
             "Which share of runs fails?",
-            "Failed runs (no retry left) as a share of all that ended in the last minutes.",
+            f"Failed runs (no retry left) as a share of all that ended in five minutes. {RECORDED}",
             "Open Tasks: the failing tasks and their exceptions are named there.",
             or_zero(f"{total(_rate('failed'))} / (({ended}) > 0)"),
             leads="tasks",
@@ -122,7 +132,7 @@ def _work_now() -> list[Tile]:
 
 
 def _rate(name: str) -> str:
-    return rate(f"celery_task_{name}_total", *BROKER, window="5m")
+    return recorded(by_owner(f"celery_task_{name}_total"), *BROKER)
 
 
 def _given_up() -> list[Tile]:
@@ -134,6 +144,7 @@ def _given_up() -> list[Tile]:
             "Open Tasks for which; run them again once the cause is mended.",
             or_zero(total(increase("celery_task_retries_exhausted_total", *BROKER, window="1h"))),
             leads="tasks",
+            now=True,
             steps=worse(warn=1),
         ),
         _stat(
@@ -152,6 +163,7 @@ def _given_up() -> list[Tile]:
             "Open Beat for which; run by hand what must not be left out.",
             or_zero(total(increase("celery_beat_missed_total", *BROKER, window="1d"))),
             leads="beat",
+            now=True,
             steps=worse(warn=1),
         ),
     ]
@@ -175,6 +187,7 @@ def _promises() -> list[Tile]:
             "Open Monitor: lag, reconnects, or a broker that cuts off slow readers.",
             or_zero(total(increase("celery_worker_starts_missed_total", *BROKER, window="1h"))),
             leads="monitor",
+            now=True,
             steps=worse(warn=1),
         ),
         Stat(
@@ -199,10 +212,7 @@ def _promises() -> list[Tile]:
 
 def _throughput() -> Timeseries:
     names = ("succeeded", "failed", "retried")
-    queries = [
-        Query(expr=total(recorded(f"celery:task_{name}:rate5m", *BROKER)), legend=name.replace("_", " "))
-        for name in names
-    ]
+    queries = [Query(expr=total(_rate(name)), legend=name.replace("_", " ")) for name in names]
     return Timeseries(
         title="Runs that ended, per second",
         asks="What is Celery doing?",

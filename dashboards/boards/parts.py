@@ -8,7 +8,7 @@ from ..board import Variable, datasource_variable, flower_variable, query_variab
 from ..palette import QUANTILES
 from ..panels import Heatmap, Query, Timeseries, colors
 from ..queries import fact, total
-from ..recordings import recorded, recorded_buckets
+from ..recordings import either, rate_of, recorded
 
 BROKER = ('broker=~"$broker"',)
 QUEUE = (*BROKER, 'queue=~"$queue"')
@@ -45,14 +45,31 @@ def variables(flower_url: str, *names: str) -> list[Variable]:
     return [datasource_variable(), *chosen, flower_variable(flower_url)]
 
 
-def quantile(share: float, histogram: str, *where: str, by: Sequence[str] = ()) -> str:
-    """Return a quantile of a recorded histogram, by these labels or of all together."""
-    return f"histogram_quantile({share:g}, {total(recorded(recorded_buckets(histogram), *where), (*by, 'le'))})"
+def quantile(share: float, histogram: str, *where: str) -> str:
+    """Return a quantile of a recorded histogram, of all that is chosen together."""
+    return f"histogram_quantile({share:g}, {total(either(f'{histogram}_bucket', *where), ('le',))})"
+
+
+def quantile_by(by: Sequence[str], share: float, histogram: str, *where: str) -> str:
+    """Return a quantile of a recorded histogram by these labels; over time that is slow for many tasks."""
+    buckets = total(recorded(rate_of(f"{histogram}_bucket"), *where), (*by, "le"))
+    return f"histogram_quantile({share:g}, {buckets})"
+
+
+def ending(name: str, *where: str, by: Sequence[str] = ()) -> str:
+    """Return the recorded rate of a counter of tasks, such as `failed`, for what is chosen."""
+    return total(either(f"celery_task_{name}_total", *where), by)
+
+
+def recorded_mean(histogram: str, *where: str) -> str:
+    """Return the mean of a histogram whose sum and count are recorded, for what is chosen."""
+    seconds, count = (total(either(f"{histogram}_{part}", *where)) for part in ("sum", "count"))
+    return f"{seconds} / ({count} > 0)"
 
 
 def spread(histogram: str, *where: str, title: str, asks: str, means: str, do: str, width: int = 12) -> Heatmap:
     """Return a heatmap of a recorded histogram of seconds."""
-    query = Query(expr=total(recorded(recorded_buckets(histogram), *where), ("le",)), format="heatmap", legend="{{le}}")
+    query = Query(expr=total(either(f"{histogram}_bucket", *where), ("le",)), format="heatmap", legend="{{le}}")
     means = f"{means} {RECORDED}"
     return Heatmap(title=title, asks=asks, means=means, do=do, queries=[query], width=width, unit="s")
 

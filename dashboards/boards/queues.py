@@ -8,7 +8,7 @@ from ..links import field, of_queue
 from ..palette import BLUE, GREEN, ORANGE, PURPLE, QUIET, Steps, worse
 from ..panels import BarGauge, Query, Stat, Tile, Timeseries, colors
 from ..queries import fact, increase, largest, or_zero, top, total
-from ..recordings import recorded
+from ..recordings import by_owner, recorded
 from ..tables import Column, Table
 from .parts import QUEUE, RANGE, RECORDED, variables
 
@@ -39,7 +39,7 @@ def _ready() -> str:
 
 
 def _started() -> str:
-    return total(recorded("celery:task_started:rate5m", *QUEUE), BY)
+    return total(recorded(by_owner("celery_task_started_total"), *QUEUE), BY)
 
 
 def _unserved() -> str:
@@ -202,8 +202,8 @@ def _flow() -> Timeseries:
         means=f"Messages sent to the queues chosen, and starts from them. {RECORDED}",
         do="In above out for long: the queue grows. Starts of queue `unknown` lack their task-sent event.",
         queries=[
-            Query(expr=total(recorded("celery:task_sent:rate5m", *QUEUE)), legend="in: sent"),
-            Query(expr=total(recorded("celery:task_started:rate5m", *QUEUE)), legend="out: started"),
+            Query(expr=total(recorded(by_owner("celery_task_sent_total"), *QUEUE)), legend="in: sent"),
+            Query(expr=total(recorded(by_owner("celery_task_started_total"), *QUEUE)), legend="out: started"),
         ],
         unit="suffix: /s",
         overrides=colors({"in: sent": ORANGE, "out: started": GREEN}),

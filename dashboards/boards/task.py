@@ -8,10 +8,10 @@ from ..board import Board, Section, board
 from ..links import field, flower_task, of_entry, of_queue
 from ..palette import BAD, BLUE, OUTCOMES, PLAIN, PURPLE, SKY, WARN, Steps, worse
 from ..panels import DATASOURCE, Query, Stat, Tile, Timeseries, colors
-from ..queries import earlier, fact, increase, largest, mean, or_zero, rate, total
-from ..recordings import recorded
+from ..queries import earlier, fact, increase, largest, or_zero, total
+from ..recordings import either_gauge, recorded
 from ..tables import Column, Table
-from .parts import BROKER, RANGE, RECORDED, TASK, quantile, quantiles, spread, variables
+from .parts import BROKER, RANGE, RECORDED, TASK, ending, quantile, quantiles, recorded_mean, spread, variables
 from .tasks import outcome_queries
 
 RUNTIME, WAIT = "celery_task_runtime_seconds", "celery_task_wait_seconds"
@@ -88,14 +88,14 @@ def _number(
 
 
 def _rates() -> list[Tile]:
-    failed, succeeded = (total(recorded(f"celery:task_{name}:rate5m", *TASK)) for name in ("failed", "succeeded"))
+    failed, succeeded = (ending(name, *TASK) for name in ("failed", "succeeded"))
     return [
         _number(
             "Starts per second",
             "How often does it run?",
             f"Starts over five minutes. {RECORDED}",
             "Far from its usual number: ask who sends it. Click for its runs in Flower.",
-            total(recorded("celery:task_started:rate5m", *TASK)),
+            ending("started", *TASK),
             unit="suffix: /s",
         ),
         _number(
@@ -172,7 +172,7 @@ def _exceptions() -> Timeseries:
         do="A new one after a deploy: roll back or mend. An old one: see how long it has been there.",
         queries=[
             Query(
-                expr=f"{total(rate('celery_task_exceptions_total', *TASK), by)} > 0",
+                expr=f"{ending('exceptions', *TASK, by=by)} > 0",
                 legend="{{exception}} ({{outcome}})",
             )
         ],
@@ -211,7 +211,7 @@ def _queues() -> Timeseries:
         asks="Which queues does it come through?",
         means=f"Starts by the queue the task was sent to; unknown where its task-sent was not seen. {RECORDED}",
         do="A queue you do not expect: check the routing of who sends it.",
-        queries=[Query(expr=total(recorded("celery:task_started:rate5m", *TASK), ("queue",)), legend="{{queue}}")],
+        queries=[Query(expr=ending("started", *TASK, by=("queue",)), legend="{{queue}}")],
         unit="suffix: /s",
         height=7,
         data_links=of_queue(),
@@ -277,7 +277,7 @@ def _week() -> Timeseries:
 
 
 def _total() -> Timeseries:
-    prefetch = mean("celery_task_prefetch_seconds", (), *TASK)
+    prefetch = recorded_mean("celery_task_prefetch_seconds", *TASK)
     queries = [
         Query(expr=quantile(0.95, "celery_task_total_seconds", *TASK), legend="p95 sent to finally ended"),
         Query(expr=prefetch, legend="mean time in prefetch"),
@@ -301,7 +301,7 @@ def _in_flight() -> Timeseries:
         means="Tasks past their ETA that have not started; runs on living workers; runs whose worker is gone.",
         do="Running stays at one number while waiting grows: the slots are full.",
         queries=[
-            Query(expr=total(fact(f"celery_tasks_{state}", *TASK)), legend=state)
+            Query(expr=either_gauge(f"celery_tasks_{state}", *TASK), legend=state)
             for state in ("waiting", "running", "orphaned")
         ],
         width=8,
@@ -317,8 +317,8 @@ def _retries() -> Timeseries:
         means="Retries that tasks had used when they finished, on average; and failures with no attempt left.",
         do="Near its `max_retries`: retries only delay the failure. Mend the cause, or give up sooner.",
         queries=[
-            Query(expr=mean("celery_task_retries", (), *TASK), legend="retries on average"),
-            Query(expr=total(rate("celery_task_retries_exhausted_total", *TASK)), legend="exhausted /s"),
+            Query(expr=recorded_mean("celery_task_retries", *TASK), legend="retries on average"),
+            Query(expr=ending("retries_exhausted", *TASK), legend="exhausted /s"),
         ],
         width=8,
         overrides=colors({"retries on average": WARN, "exhausted /s": BAD}),

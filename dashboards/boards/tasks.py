@@ -7,9 +7,9 @@ from ..links import field, of_queue, of_task
 from ..palette import BAD, BLUE, OUTCOMES, PURPLE, WARN, YELLOW, at_least, worse
 from ..panels import BarGauge, Query, Tile, Timeseries, colors
 from ..queries import fact, increase, largest, mean, rate, top, total
-from ..recordings import recorded
+from ..recordings import either_gauge, rate_of, recorded
 from ..tables import Column, Table
-from .parts import RANGE, RECORDED, TASK, quantile, quantiles, spread, variables
+from .parts import RANGE, RECORDED, TASK, ending, quantile_by, quantiles, recorded_mean, spread, variables
 
 TOP = 10
 BY_TASK = ("broker", "task")
@@ -34,15 +34,8 @@ def make(flower_url: str) -> Board:
 
 def outcome_queries(*where: str) -> list[Query]:
     """Return the rates of runs that ended, one query for each way of ending."""
-    main = [
-        Query(expr=total(recorded(f"celery:task_{name}:rate5m", *where)), legend=name)
-        for name in ("succeeded", "failed", "retried")
-    ]
-    rare = [
-        Query(expr=total(rate(f"celery_task_{name}_total", *where)), legend=name)
-        for name in ("revoked", "rejected", "cancelled")
-    ]
-    return [*main, *rare]
+    names = ("succeeded", "failed", "retried", "revoked", "rejected", "cancelled")
+    return [Query(expr=ending(name, *where), legend=name) for name in names]
 
 
 def _outcomes() -> Timeseries:
@@ -60,7 +53,7 @@ def _outcomes() -> Timeseries:
 
 
 def _busiest() -> Timeseries:
-    started = total(recorded("celery:task_started:rate5m", *TASK), BY_TASK)
+    started = total(recorded(rate_of("celery_task_started_total"), *TASK), BY_TASK)
     return Timeseries(
         title=f"Starts per second, the {TOP} busiest tasks",
         asks="Which tasks make the load?",
@@ -127,8 +120,8 @@ def _slowest() -> Table:
         do="Waiting much longer than running: capacity. Prefetch near waiting: tasks stand behind slow ones in a "
         "worker; set `worker_prefetch_multiplier = 1` or give slow tasks their own queue.",
         queries=[
-            Query(expr=f"{quantile(0.95, runtime, *TASK, by=BY_TASK)} >= 0"),
-            Query(expr=f"{quantile(0.95, wait, *TASK, by=BY_TASK)} >= 0"),
+            Query(expr=f"{quantile_by(BY_TASK, 0.95, runtime, *TASK)} >= 0"),
+            Query(expr=f"{quantile_by(BY_TASK, 0.95, wait, *TASK)} >= 0"),
             Query(expr=prefetch),
         ],
         columns=[
@@ -156,15 +149,20 @@ def _failing() -> Table:
     def grown(name: str) -> str:
         return total(increase(f"celery_task_{name}_total", *TASK, window=RANGE), BY_TASK)
 
+    failed, succeeded = (
+        total(f"avg_over_time({recorded(rate_of(f'celery_task_{name}_total'), *TASK)}[{RANGE}])", BY_TASK)
+        for name in ("failed", "succeeded")
+    )
+    share = f"({failed} > 0) / ({failed} + {succeeded})"
     return Table(
         title="Failing tasks in the time shown",
         asks="What fails, how often, and is it given up?",
         means="Runs that failed for good, their share of the task's finished runs, retries, and failures that had been "
-        "retried before (no attempt is left).",
+        f"retried before (no attempt is left). {RECORDED}",
         do="Click the task for its exceptions and history, or for its runs and tracebacks in Flower.",
         queries=[
             Query(expr=f"{grown('failed')} > 0"),
-            Query(expr=f"({grown('failed')} > 0) / ({grown('failed')} + {grown('succeeded')})"),
+            Query(expr=share),
             Query(expr=f"{grown('retried')} > 0"),
             Query(expr=f"{grown('retries_exhausted')} > 0"),
         ],
@@ -201,8 +199,6 @@ def _exceptions() -> Table:
 
 
 def _retrying() -> Timeseries:
-    exhausted = total(rate("celery_task_retries_exhausted_total", *TASK))
-    used = mean("celery_task_retries", (), *TASK)
     return Timeseries(
         title="Retries and what was given up",
         asks="Do retries help, or only put off failure?",
@@ -210,9 +206,9 @@ def _retrying() -> Timeseries:
         f"on average. {RECORDED}",
         do="Many retries and few given up: they help; mend the cause in daylight. Exhausted rises: it is lost work.",
         queries=[
-            Query(expr=total(recorded("celery:task_retried:rate5m", *TASK)), legend="retried /s"),
-            Query(expr=exhausted, legend="exhausted /s"),
-            Query(expr=used, legend="retries per finished task"),
+            Query(expr=ending("retried", *TASK), legend="retried /s"),
+            Query(expr=ending("retries_exhausted", *TASK), legend="exhausted /s"),
+            Query(expr=recorded_mean("celery_task_retries", *TASK), legend="retries per finished task"),
         ],
         overrides=colors({"retried /s": WARN, "exhausted /s": BAD, "retries per finished task": BLUE}),
     )
@@ -226,9 +222,9 @@ def _given_back() -> Timeseries:
         "itself refused, and its message went back to the queue (requeue) or not.",
         do="Expired: raise the capacity or the expiry. Requeued without end: a poison message; look at it in Flower.",
         queries=[
-            Query(expr=total(rate("celery_task_revoked_total", *TASK), ("reason",)), legend="revoked: {{reason}}"),
+            Query(expr=ending("revoked", *TASK, by=("reason",)), legend="revoked: {{reason}}"),
             Query(
-                expr=total(rate("celery_task_rejected_total", *TASK), ("requeue",)),
+                expr=ending("rejected", *TASK, by=("requeue",)),
                 legend="rejected, requeue: {{requeue}}",
             ),
         ],
@@ -243,7 +239,7 @@ def _in_flight() -> Timeseries:
         means="Tasks past their ETA that have not started; runs on living workers; runs whose worker is gone.",
         do="Waiting grows and running does not: slots are full or workers stuck. Orphaned: see below.",
         queries=[
-            Query(expr=total(fact(f"celery_tasks_{state}", *TASK)), legend=state)
+            Query(expr=either_gauge(f"celery_tasks_{state}", *TASK), legend=state)
             for state in ("waiting", "running", "orphaned")
         ],
         width=8,
@@ -335,9 +331,7 @@ def _silent() -> Timeseries:
         means="Per second: messages published, deliveries to workers, starts, and runs that ended without an event "
         "(`Ignore`, `send_events=False`).",
         do="Received without sent: producers do not send task-sent. Many silent ends: outcomes of these are unknown.",
-        queries=[
-            Query(expr=total(rate(f"celery_task_{name}_total", *TASK)), legend=legend) for name, legend in names.items()
-        ],
+        queries=[Query(expr=ending(name, *TASK), legend=legend) for name, legend in names.items()],
         width=8,
         unit="suffix: /s",
         overrides=colors({"sent": PURPLE, "received": YELLOW, "started": BLUE, **OUTCOMES}),
