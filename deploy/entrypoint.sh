@@ -25,9 +25,9 @@ serve() {
     export CELERYSCOPE_LISTEN="${CELERYSCOPE_LISTEN:-$1}"
 }
 
-write_rules() {  # for Prometheus and Alertmanager; Slack's credential for our group alone
+write_config() {  # for Prometheus, Alertmanager and Grafana; Slack's credential is for our group alone
     cd /etc/celeryscope
-    rm -rf rules alertmanager kubernetes
+    rm -rf rules alertmanager boards kubernetes
     from_file CELERYSCOPE_SLACK_TOKEN
     from_file CELERYSCOPE_SLACK_WEBHOOK_URL
     mkdir alertmanager
@@ -38,7 +38,8 @@ write_rules() {  # for Prometheus and Alertmanager; Slack's credential for our g
     [ -n "${CELERYSCOPE_SLACK_TOKEN:-}" ] || which=WEBHOOK
     export "CELERYSCOPE_ALERTMANAGER_${which}_FILE=/etc/celeryscope/alertmanager/slack"
     unset CELERYSCOPE_STATE_DIR CELERYSCOPE_SLACK_TOKEN CELERYSCOPE_SLACK_WEBHOOK_URL
-    exec celeryscope rules build --out . "$@"
+    celeryscope rules build --out .
+    exec celeryscope dashboards build --out .
 }
 
 needs_app() {
@@ -61,8 +62,8 @@ flower)
     [ -z "${APP:-}" ] || export CELERYSCOPE_APP="${CELERYSCOPE_APP:-$APP}"
     exec celeryscope flower "$@"
     ;;
-rules)
-    write_rules "$@"
+config)
+    write_config
     ;;
 worker)
     needs_app
@@ -74,10 +75,10 @@ beat)
         --loglevel "${LOG_LEVEL:-INFO}" "$@"
     ;;
 '')
-    [ $# -gt 0 ] || refuse "set MODE to monitor, alerter, flower, worker, beat or rules"
+    [ $# -gt 0 ] || refuse "set MODE to monitor, alerter, flower, worker, beat or config"
     exec "$@"
     ;;
 *)
-    refuse "MODE must be monitor, alerter, flower, worker, beat or rules (got '$MODE')"
+    refuse "MODE must be monitor, alerter, flower, worker, beat or config (got '$MODE')"
     ;;
 esac

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.repository
 
-ONE_SHOT = {"rules"}
+ONE_SHOT = {"config"}
 OWN = {"MODE", "APP", "WORKER_NAME", "LOG_LEVEL"}
 """What deploy/entrypoint.sh reads beside Celery's variables and ours."""
 
@@ -67,7 +67,7 @@ def test_the_services_are_those_that_are_promised(services: dict[str, dict[str, 
     always = {name for name, service in services.items() if not service.get("profiles")}
     assert always == {
         *("redis", "api", "worker", "worker-reports", "beat"),
-        *("monitor", "alerter", "flower", "rules", "prometheus", "alertmanager"),
+        *("monitor", "alerter", "flower", "config", "prometheus", "alertmanager"),
     }
     assert {name: services[name]["profiles"] for name in set(services) - always} == {
         "grafana": ["grafana"],
@@ -243,7 +243,7 @@ def test_mode_says_which_service_it_is(tmp_path: Path) -> None:
     ("env", "says"),
     [
         ({}, "set MODE to monitor, alerter"),
-        ({"MODE": "master"}, "MODE must be monitor, alerter, flower, worker, beat or rules (got 'master')"),
+        ({"MODE": "master"}, "MODE must be monitor, alerter, flower, worker, beat or config (got 'master')"),
         ({"MODE": "beat"}, "MODE=beat needs APP"),
         ({"MODE": "monitor", "CELERY_BROKER_URL_FILE": "/none"}, "CELERY_BROKER_URL_FILE: cannot read '/none'"),
     ],
