@@ -29,7 +29,8 @@ class Variable(core.Template):  # type: ignore[misc]
         """Return Grafana's model."""
         model = super().to_json_data()
         model["current"].pop("tags", None)
-        return {key: value for key, value in model.items() if key not in TEMPLATE_LEGACY}
+        unset = {"current"} if model["current"].get("value") is None else set()
+        return {key: value for key, value in model.items() if key not in TEMPLATE_LEGACY | unset}
 
 
 class Annotations(core.Annotations):  # type: ignore[misc]
