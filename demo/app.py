@@ -12,8 +12,10 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     result_expires=300,
     task_default_queue="default",
+    task_time_limit=120,
     task_routes={"shop.email.*": {"queue": "email"}, "shop.reports.*": {"queue": "reports"}},
     timezone="UTC",
+    worker_prefetch_multiplier=1,
     beat_schedule={
         "sync-stock": {"task": "shop.stock.sync", "schedule": 5.0},
         "warm-cache": {"task": "shop.cache.warm", "schedule": 10.0},

@@ -136,6 +136,6 @@ def warm_cache() -> None:
     name="shop.webhooks.deliver", bind=True, acks_late=True, celeryscope={"severity": "info"}
 )
 def deliver_webhook(self: Task[Any, Any]) -> None:
-    """Be rejected: put back into the queue the first time, thrown away the second time."""
+    """Be rejected: put back into the queue the first time, thrown away the second time. Idempotent."""
     again = bool((self.request.delivery_info or {}).get("redelivered"))
     raise Reject("the receiver is busy", requeue=not again)

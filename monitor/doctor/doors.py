@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import httpx
 
-from .facts import LOOPBACK, Door
+from .facts import Door, is_local
 
 TIMEOUT = 3.0
 
@@ -23,7 +23,7 @@ def _door(what: str, url: str, transport: httpx.BaseTransport | None) -> Door | 
         address = httpx.URL(url).copy_with(userinfo=b"")
     except httpx.InvalidURL:
         return None
-    local = address.host in LOOPBACK
+    local = is_local(address.host)
     if local:
         outward = own_address()
         if outward is None:

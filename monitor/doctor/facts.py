@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", ""})
+
+def is_local(host: str) -> bool:
+    """Tell whether a host of a URL is this machine itself, whatever it may be called elsewhere."""
+    return host in ("", "localhost", "::1") or host.startswith("127.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,7 @@ class Broker:
     @property
     def remote(self) -> Sequence[str]:
         """The hosts that are not this machine."""
-        return [host for host in self.hosts if host not in LOOPBACK]
+        return [host for host in self.hosts if not is_local(host)]
 
 
 @dataclass(frozen=True, kw_only=True)
