@@ -203,6 +203,8 @@ class Chain:
             return None  # what beat took for the last run may have been minutes out of date
         if due is not None and r.sent - due >= EARLY:
             observe(self.lateness, self._bounds.lateness, max(0.0, r.sent - due))
+            # Beat counts from the last run it wrote down, a little before it sent: a quick run ends before our slot.
+            due = min(due, r.sent)
         return due
 
     def _account(self, r: Report, attempts: int) -> float | None:

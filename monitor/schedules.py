@@ -235,7 +235,8 @@ class Ledger:
             younger = other is not None and boot.first_heard > other.first_heard
             report = Report(boot.name, before, known is None, merged, last.sent, due, last.first, peers, younger)
             due = chain.report(report)
-        if last.uuid is not None and tally.dispatched and self.watched.get(last.uuid) is None:
+        new = merged != before or last.due is not None
+        if last.uuid is not None and tally.dispatched and new and self.watched.get(last.uuid) is None:
             self._watch(last.uuid, _Run(app.name, entry, due))
 
     # --- what became of the runs ----------------------------------------------------------------------------------

@@ -508,6 +508,31 @@ def test_runs_are_followed_to_their_end():
     assert w.entry("last_failure_timestamp_seconds", "two") == w.now
 
 
+def test_a_run_that_ends_before_the_slot_as_we_reckon_it_counts_too():
+    """On a busy machine beat writes its last run down well before it sends: the next one comes that much early."""
+    w, _ = world()
+    w.run(3.0)
+    w.ledger.run_event("succeeded", "run-1", "proj.add", w.attempts["two"][0] + 0.01, w.now)
+    chain = w.ledger.apps["proj"].chains["two"]
+    chain.first_due = chain.due = chain.anchor = chain.anchor + 0.3
+    chain.first_due = chain.due = chain.anchor + 2.0
+    w.run(1.8)
+    sent = w.attempts["two"][1]
+    assert sent < chain.anchor + 0.1
+    w.ledger.run_event("succeeded", "run-2", "proj.add", sent + 0.01, w.now)
+    assert sum(w.entry("end_to_end_seconds", "two")[:-1]) == 2
+
+
+def test_what_has_ended_is_not_waited_for_again():
+    """Heartbeats go on naming the last run of an entry."""
+    w, _ = world({"rare": interval(30.0)})
+    w.run(31.0)
+    w.ledger.run_event("succeeded", "run-1", "proj.add", w.now, w.now)
+    w.run(25.0)
+    assert "run-1" not in w.ledger.watched
+    assert not w.ledger._ends
+
+
 def test_a_run_that_ended_before_beat_said_so_counts_too():
     w, beat = world()
     w.run(1.0)
