@@ -10,7 +10,7 @@ BOARDS := $(BIN)/python -m celeryscope dashboards build --config /dev/null --out
 	--sketches docs/img/boards
 PYTEST ?= $(BIN)/python -m pytest
 # What `make integration-packages` installs, by Debian's names.
-DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium
+DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium systemd
 
 PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py)
@@ -58,11 +58,13 @@ generated: $(VENV)/.complete ## generated files are up to date
 	$(BIN)/python docs/generate.py --check
 	$(RULES) --check
 	$(BOARDS) --check
+	deploy/helm/files --check
 
 generate: $(VENV)/.complete ## write the generated files anew
 	$(BIN)/python docs/generate.py
 	$(RULES)
 	$(BOARDS)
+	deploy/helm/files
 
 bench: $(VENV)/.complete ## speed and memory, as ratios against Celery's own receiver
 	$(BIN)/python tests/bench

@@ -1,0 +1,352 @@
+"""The Helm chart, rendered by a real helm: valid for Kubernetes, hardened, without default passwords, and startable."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import celeryscope
+import kubernetes_validate
+import pytest
+import yaml
+from celeryscope.dashboards.thresholds import defaults
+from deploying import CHART, SERVICES, helm, of_container, rendered, understood
+from helpers import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.repository
+
+OBJECTS = list[dict[str, Any]]
+PLAIN = {"broker": {"url": "redis://:secret@broker:6379/0"}}
+ALL = {
+    "broker": {"existingSecret": "my-broker", "key": "url"},
+    "config": '# {{ no template }}\nslack_fallback_channel = "#ops"\n[monitor]\nmax_live_tasks = 1000\n',
+    "webConfig": {"existingSecret": "web"},
+    "image": {"repository": "registry.example.com/celeryscope", "digest": "sha256:" + "ab" * 32},
+    "imagePullSecrets": [{"name": "registry"}],
+    "serviceAccount": {"name": "celeryscope"},
+    "monitor": {
+        "replicas": 2,
+        "settings": {"log_level": "info", "sample_interval": 5, "max_live_tasks": 3_000_000, "enable_events": True},
+        "args": ["--compat", "celery-exporter"],
+        "extraEnv": [
+            {
+                "name": "CELERYSCOPE_RABBITMQ_MANAGEMENT_URL",
+                "valueFrom": {"secretKeyRef": {"name": "rabbit", "key": "url"}},
+            }
+        ],
+        "podAnnotations": {"team": "shop"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {}},
+    },
+    "alerter": {
+        "enabled": True,
+        "slack": {"token": "xoxb-secret"},
+        "channel": "#celery",
+        "store": {"url": "postgresql://user:secret@db/incidents"},
+        "settings": {"quiet": "5m"},
+        "persistence": {"storageClass": "fast"},
+    },
+    "flower": {
+        "enabled": True,
+        "app": "proj",
+        "image": {"repository": "registry.example.com/shop", "tag": "4.2"},
+        "auth": {"value": "admin:secret"},
+        "urlPrefix": "tools/flower",
+        "persistence": {"enabled": True, "existingClaim": "mine"},
+    },
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prom"}, "endpoint": {"scheme": "https"}},
+    "prometheusRule": {"enabled": True},
+    "dashboards": {"enabled": True},
+    "networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]},
+}
+NOTHING = {"monitor": {"enabled": False}}
+FLOWER = {"enabled": True, "auth": {"value": "a:b"}}
+
+
+@pytest.fixture(scope="module", name="plain")
+def _plain(tmp_path_factory: pytest.TempPathFactory) -> OBJECTS:
+    return rendered(tmp_path_factory.mktemp("plain"), PLAIN)
+
+
+@pytest.fixture(scope="module", name="everything")
+def _everything(tmp_path_factory: pytest.TempPathFactory) -> OBJECTS:
+    return rendered(tmp_path_factory.mktemp("everything"), ALL)
+
+
+def by_kind(objects: OBJECTS) -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for item in objects:
+        assert item["metadata"]["name"] not in found[item["kind"]]
+        assert item["metadata"]["namespace"] == "monitoring"
+        found[item["kind"]][item["metadata"]["name"]] = item
+    return found
+
+
+def pods(objects: OBJECTS) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yield component, pod and container of each Deployment."""
+    for item in by_kind(objects)["Deployment"].values():
+        pod = item["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        yield container["name"], pod, container
+
+
+@pytest.mark.parametrize("values", [PLAIN, ALL, NOTHING], ids=["plain", "everything", "nothing"])
+def test_helm_lints_it(values: dict[str, Any], tmp_path: Path):
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    done = helm("lint", "--strict", CHART, "--values", tmp_path / "values.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout
+
+
+@pytest.mark.parametrize("version", ["1.25", "1.37"])
+def test_kubernetes_accepts_every_object(version: str, plain: OBJECTS, everything: OBJECTS):
+    """Those of the Prometheus operator are looked at below: Kubernetes has no schema for them."""
+    for item in (*plain, *everything):
+        if not item["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_what_is_installed_is_what_was_asked_for(plain: OBJECTS, everything: OBJECTS, tmp_path: Path):
+    assert rendered(tmp_path, NOTHING) == []
+    assert {kind: len(items) for kind, items in by_kind(plain).items()} == {
+        **dict.fromkeys(("Deployment", "Service", "Secret", "NetworkPolicy", "PodDisruptionBudget"), 1),
+    }
+    boards = len(list((ROOT / "dashboards/generated/boards").glob("*.json")))
+    assert {kind: len(items) for kind, items in by_kind(everything).items()} == {
+        **dict.fromkeys(("Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"), 3),
+        "Secret": 2,
+        "PersistentVolumeClaim": 1,
+        "ConfigMap": 1 + boards,
+        "ServiceMonitor": 2,
+        "PrometheusRule": 1,
+    }
+
+
+def test_no_pod_may_do_more_than_its_work(plain: OBJECTS, everything: OBJECTS):
+    for name, pod, container in (*pods(plain), *pods(everything)):
+        assert pod["automountServiceAccountToken"] is False, name
+        # Else a Service named celeryscope puts CELERYSCOPE_PORT into the environment, and no such setting is known.
+        assert pod["enableServiceLinks"] is False, name
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert min(security["runAsUser"], security["runAsGroup"], security["fsGroup"]) >= 10_000
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"memory"} <= set(container["resources"]["limits"])
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+        mounted = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+        assert {path for path, read_only in mounted.items() if not read_only} == {"/tmp", "/var/lib/celeryscope"}
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_user_is_that_of_the_image(plain: OBJECTS):
+    user = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)
+    for _, pod, _ in pods(plain):
+        security = pod["securityContext"]
+        assert user == [(str(security["runAsUser"]), str(security["runAsGroup"]))]
+
+
+@pytest.mark.parametrize("values", [PLAIN, ALL], ids=["plain", "everything"])
+def test_every_container_starts(values: dict[str, Any], tmp_path: Path):
+    """The commands take their options, variables and the file, as they would in the pod."""
+    objects = rendered(tmp_path, values)
+    config = by_kind(objects)["ConfigMap"].get("celeryscope-config", {}).get("data", {})
+    web = "basic_auth_users: {}\n"
+    for name, _, container in pods(objects):
+        start = of_container(container)
+        for mounted, files in (("/etc/celeryscope", config), ("/etc/celeryscope-web", {"web.yml": web})):
+            folder = tmp_path / mounted.rpartition("/")[2]
+            folder.mkdir(exist_ok=True)
+            for file, text in files.items():
+                (folder / file).write_text(text)
+            start.env = {
+                key: str(folder / value.rpartition("/")[2]) if value.startswith(mounted + "/") else value
+                for key, value in start.env.items()
+            }
+        assert start.argv[:2] == ["celeryscope", name]
+        assert start.env["MODE"] == name
+        settings = understood(start)
+        listen = settings.flower_listen if name == "flower" else settings.listen
+        assert (listen.host, listen.port) == ("", container["ports"][0]["containerPort"])
+        if values is ALL and name == "monitor":
+            assert (settings.max_live_tasks, settings.sample_interval, settings.enable_events) == (3_000_000, 5, True)
+            assert settings.compat == ("celery-exporter",)
+        if values is ALL and name == "alerter":
+            assert settings.slack_fallback_channel == "#ops"
+            assert config["celeryscope.toml"] == ALL["config"]
+        if values is ALL and name == "flower":
+            assert (settings.flower_url_prefix, settings.app) == ("tools/flower", "proj")
+
+
+def test_probes_ask_what_the_service_answers(plain: OBJECTS, everything: OBJECTS, tmp_path: Path):
+    def paths(container: dict[str, Any]) -> list[str]:
+        kinds = ("startupProbe", "livenessProbe", "readinessProbe")
+        return [container[kind].get("httpGet", {}).get("path", "") for kind in kinds]
+
+    ((_, _, monitor),) = pods(plain)
+    assert paths(monitor) == ["/-/healthy", "/-/healthy", "/-/ready"]
+    behind_a_password = {name: container for name, _, container in pods(everything)}
+    assert paths(behind_a_password["flower"]) == ["/tools/flower/healthcheck"] * 3
+    for name in ("monitor", "alerter"):
+        container = behind_a_password[name]
+        assert container["livenessProbe"]["exec"]["command"][-1] == "/opt/celeryscope/healthcheck.py"
+        assert container["readinessProbe"]["tcpSocket"] == {"port": "http"}
+    ((_, _, flower),) = pods(rendered(tmp_path, {**PLAIN, "monitor": {"enabled": False}, "flower": FLOWER}))
+    assert set(paths(flower)) == {"/healthcheck"}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "name a Secret that holds your broker's URL (broker.existingSecret)"),
+        ({"broker": {"url": "redis://a", "existingSecret": "b"}}, "give existingSecret or url, not both"),
+        ({**PLAIN, "alerter": {"enabled": True}}, "name a Secret that holds Slack's bot token or webhook"),
+        ({**PLAIN, "alerter": {"enabled": True, "slack": {"token": "x"}}}, "alerter.channel: name the channel"),
+        ({**PLAIN, "flower": {"enabled": True}}, "name a Secret that holds USER:PASSWORD (flower.auth.existingSecret)"),
+        ({**PLAIN, "flower": {"enabled": True, "auth": {"value": "no colon"}}}, "flower.auth.value"),
+        ({**PLAIN, "monitor": {"replicas": 2, "persistence": {"enabled": True}}}, "cannot share one volume"),
+        (
+            {**PLAIN, "alerter": {"enabled": True, "replicas": 2, "channel": "#a", "slack": {"token": "x"}}},
+            "several alerters need a store that they share",
+        ),
+        ({**PLAIN, "monitro": {"replicas": 2}}, "monitro"),
+        ({**PLAIN, "monitor": {"settings": {"LOG_LEVEL": "info"}}}, "monitor.settings"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_installed(values: dict[str, Any], says: str, tmp_path: Path):
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    done = helm("template", "celeryscope", CHART, "--values", tmp_path / "values.yaml")
+    assert done.returncode != 0
+    assert says in done.stderr
+
+
+def test_secrets_are_in_secrets_alone(everything: OBJECTS):
+    for item in everything:
+        if item["kind"] != "Secret":
+            assert "secret@" not in json.dumps(item)
+            assert "xoxb-" not in json.dumps(item)
+    made = by_kind(everything)["Secret"]
+    assert set(made["celeryscope-alerter"]["stringData"]) == {"slack-token", "store"}
+    named = {
+        (item["valueFrom"]["secretKeyRef"]["name"], item["valueFrom"]["secretKeyRef"]["key"])
+        for _, _, container in pods(everything)
+        for item in container["env"]
+        if "valueFrom" in item and not item["valueFrom"]["secretKeyRef"].get("optional")
+    }
+    ours = {(name, key) for name, secret in made.items() for key in secret["stringData"]}
+    assert named - ours == {("my-broker", "url"), ("rabbit", "url")}
+    assert ours - named == {("celeryscope-alerter", "slack-token")}
+
+
+def test_selectors_find_the_pods_they_are_for(everything: OBJECTS):
+    found = by_kind(everything)
+    labels = {name: item["spec"]["template"]["metadata"]["labels"] for name, item in found["Deployment"].items()}
+
+    def matched(wanted: dict[str, str], candidates: dict[str, dict[str, str]]) -> list[str]:
+        return [name for name, has in candidates.items() if wanted.items() <= has.items()]
+
+    assert set(labels) == {f"celeryscope-{name}" for name in SERVICES}
+    for name, item in found["Deployment"].items():
+        assert matched(item["spec"]["selector"]["matchLabels"], labels) == [name]
+        assert matched(found["Service"][name]["spec"]["selector"], labels) == [name]
+        assert matched(found["PodDisruptionBudget"][name]["spec"]["selector"]["matchLabels"], labels) == [name]
+        policy = found["NetworkPolicy"][name]["spec"]
+        assert matched(policy["podSelector"]["matchLabels"], labels) == [name]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        assert policy["ingress"][0]["ports"] == [{"port": "http", "protocol": "TCP"}]
+        assert {port["port"] for port in policy["egress"][0]["ports"]} == {53}
+    services = {name: item["metadata"]["labels"] for name, item in found["Service"].items()}
+    for name, item in found["ServiceMonitor"].items():
+        assert matched(item["spec"]["selector"]["matchLabels"], services) == [name]
+
+
+def test_prometheus_scrapes_under_the_names_that_the_rules_know(everything: OBJECTS):
+    jobs = {}
+    for name, item in by_kind(everything)["ServiceMonitor"].items():
+        assert item["metadata"]["labels"]["release"] == "prom"
+        (endpoint,) = item["spec"]["endpoints"]
+        assert set(endpoint) == {"port", "path", "interval", "relabelings", "scheme"}
+        assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
+        (relabeling,) = endpoint["relabelings"]
+        assert set(relabeling) == {"targetLabel", "replacement"}
+        assert relabeling["targetLabel"] == "job"
+        jobs[name] = relabeling["replacement"]
+    assert jobs == {"celeryscope-monitor": defaults().monitor_job, "celeryscope-alerter": defaults().alerter_job}
+
+
+def test_rules_and_boards_arrive_unchanged(everything: OBJECTS):
+    """They are full of double braces, which belong to Prometheus and Grafana and not to Helm."""
+    (rule,) = by_kind(everything)["PrometheusRule"].values()
+    shipped = yaml.safe_load((ROOT / "dashboards/generated/kubernetes/celeryscope-prometheusrule.yml").read_text())
+    assert rule["apiVersion"] == shipped["apiVersion"]
+    assert rule["spec"] == shipped["spec"]
+    assert "{{ $labels." in json.dumps(rule["spec"])
+    arrived = {}
+    for item in by_kind(everything)["ConfigMap"].values():
+        if "celeryscope.toml" not in item["data"]:
+            assert item["metadata"]["labels"]["grafana_dashboard"] == "1"
+            arrived.update(item["data"])
+    assert arrived == {path.name: path.read_text() for path in (ROOT / "dashboards/generated/boards").glob("*.json")}
+
+
+def test_the_release_fits_into_the_secret_that_helm_keeps_it_in(everything: OBJECTS):
+    """Kubernetes takes 1 MiB; Helm stores the chart and what it rendered, compressed and then twice in base64."""
+    chart = b"".join(path.read_bytes() for path in sorted(CHART.rglob("*")) if path.is_file())
+    size = len(gzip.compress(chart + yaml.safe_dump_all(everything).encode()))
+    assert size * 16 / 9 < 1 << 19
+
+
+def test_a_change_of_a_secret_or_the_file_starts_new_pods(tmp_path: Path):
+    def annotations(values: dict[str, Any]) -> dict[str, str]:
+        (item,) = by_kind(rendered(tmp_path, values))["Deployment"].values()
+        return dict(item["spec"]["template"]["metadata"]["annotations"])
+
+    before = annotations(PLAIN)
+    assert annotations(PLAIN) == before
+    assert annotations({"broker": {"url": "redis://other/0"}}) != before
+    assert annotations({**PLAIN, "config": "log_level = 'info'"}) != before
+
+
+def test_a_volume_has_one_pod_at_a_time(tmp_path: Path):
+    values = {**PLAIN, "monitor": {"persistence": {"enabled": True}}}
+    found = by_kind(rendered(tmp_path, values))
+    (deployment,) = found["Deployment"].values()
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in deployment["spec"]["template"]["spec"]["volumes"][:1]]
+    assert claims == list(found["PersistentVolumeClaim"])
+
+
+def test_the_chart_names_the_version_that_it_installs():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == celeryscope.__version__
+
+
+def test_the_values_are_those_of_the_schema():
+    """Each value has a place in the schema and each place a value: the file is the list of what there is."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(value: Any, schema: dict[str, Any], where: str) -> None:
+        if "properties" not in schema:
+            return
+        assert schema["additionalProperties"] is False, where
+        assert set(value) == set(schema["properties"]) - {"global"}, where
+        for name, inner in value.items():
+            compare(inner, schema["properties"][name], f"{where}.{name}")
+
+    compare(values, schema, "")
