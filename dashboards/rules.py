@@ -44,7 +44,9 @@ def groups(settings: RulesSettings) -> list[Group]:
         *rules_beat.groups(settings),
         *rules_monitor.groups(settings),
     ]
-    kept = [replace(group, alerts=[a for a in group.alerts if a.name not in settings.disable_alerts]) for group in found]
+    kept = [
+        replace(group, alerts=[a for a in group.alerts if a.name not in settings.disable_alerts]) for group in found
+    ]
     return [group for group in kept if group.alerts]
 
 
@@ -53,19 +55,19 @@ def alerts(settings: RulesSettings) -> list[Alert]:
     return [alert for group in groups(settings) for alert in group.alerts]
 
 
-def recording_groups() -> list[dict[str, Any]]:
+def recording_groups(settings: RulesSettings) -> list[dict[str, Any]]:
     """Return the recordings as Prometheus' groups."""
     found = []
-    for (name, interval), members in groupby(recordings(), key=lambda r: (r.group, r.interval)):
+    for name, members in groupby(recordings(), key=lambda recording: recording.group):
         rules = [{"record": recording.record, "expr": recording.expr} for recording in members]
-        found.append({"name": name, "interval": f"{interval}s", "rules": rules})
+        found.append({"name": name, "interval": settings.recording_interval, "rules": rules})
     return found
 
 
 def files(settings: RulesSettings) -> dict[str, str]:
     """Return the text of every rule file, by its path below the output folder."""
     alerting = [group.as_group(settings) for group in groups(settings)]
-    recording = recording_groups()
+    recording = recording_groups(settings)
     resource = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

@@ -119,6 +119,7 @@ class RulesSettings(Settings):
     rules_interval: Annotated[str, Option("TIME", flag="--interval"), AfterValidator(_interval)] = Field(
         default="", description="How often alerts are evaluated. Default: as Prometheus is set up."
     )
+    recording_interval: Window = Field(default="1m", description="How often the recorded series get a point.")
 
     worker_lost_for: Duration = Field(default="1m", description="WorkerLost: lost for so long.")
     no_workers_for: Duration = Field(default="2m", description="NoWorkers: none online for so long.")

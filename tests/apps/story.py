@@ -40,7 +40,7 @@ def anything(self, end: str) -> None:  # type: ignore[no-untyped-def]
         raise Reject("again", requeue=True)
     if end == "ignore":
         raise Ignore
-    time.sleep({"slow": 3600.0, "revoked": 3600.0}.get(end, 0.01))
+    time.sleep({"slow": 3600.0, "nap": 0.2}.get(end, 0.01))
 
 
 @app.task(name="story.scheduled")
