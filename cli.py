@@ -106,12 +106,14 @@ def cli(ctx: click.Context) -> None:
 
 def monitor_command() -> click.Command:
     """Make `celeryscope monitor`: its options are its settings."""
-    from .monitor.garbage import held_back
+    from .monitor.garbage import held_back, keep
 
     with held_back():  # modules are no garbage
         from .exporters.serve import serve
         from .monitor.options import from_options, settings_options
         from .monitor.settings import MonitorSettings
+
+        keep()
 
     @click.command("monitor", help=COMMANDS["monitor"].help)
     @settings_options(MonitorSettings)
@@ -155,12 +157,16 @@ def alerter_command() -> click.Command:
 
 def known_settings() -> set[str]:
     """Return the names that any command's settings declare, and the tables of the file that belong to a command."""
+    from .monitor.configuration import option_of
+
     known = {f"[{name}]" for name in COMMANDS}
     for where in SETTINGS:
         try:
-            known.update(_resolve(where).model_fields)
+            fields = _resolve(where).model_fields
         except ModuleNotFoundError:
             continue  # that part is not installed, and then neither are its settings
+        known.update(fields)
+        known.update(f"{name}_file" for name, info in fields.items() if option_of(info).secret)
     return known
 
 

@@ -78,6 +78,7 @@ def _serve(
     compat = {name: CompatCounts() for name in names} if settings.compat else {}
     with held_back():
         monitor = Monitor(settings, observer=compat.__getitem__ if compat else None)
+        keep()
     # An app may have brought URLs of its own.
     _configure_logs(settings, [config.url for config in monitor.configs], secrets)
     with contextlib.closing(monitor):

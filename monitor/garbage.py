@@ -23,5 +23,8 @@ def held_back() -> Iterator[None]:
 
 
 def keep() -> None:
-    """Never look again at what there is now: modules, and the state of before. It is freed all the same once unused."""
+    """Never look again at what there is now: modules, and the state of before. What gets unused is freed all the same.
+
+    Inside `held_back`, so that nothing is looked at before: a tenth of the time that an empty start takes (measured).
+    """
     gc.freeze()
