@@ -123,7 +123,7 @@ class Grafana:
         retrying = Retrying(
             retry=retry_if_exception_type((_BusyError, httpx.ConnectError)),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential_jitter(initial=0.5, max=5),
+            wait=wait_exponential_jitter(max=5),
             sleep=self._sleep,
             reraise=True,
         )

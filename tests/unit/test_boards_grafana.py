@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celeryscope.dashboards.board import rendered
 from celeryscope.dashboards.boards import all_boards
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.cog.plugins import register_default_plugins
-from grafana_foundation_sdk.models.dashboard import Dashboard
 from helpers import ROOT
-from jsonschema import Draft7Validator
+
+if TYPE_CHECKING:
+    from jsonschema import Draft7Validator
+
+# What checks is not installed where the wheel is tested, so it is imported where it is used.
+pytestmark = pytest.mark.repository
 
 SCHEMAS = ROOT / "tests" / "golden" / "grafana-schemas"
 MODELS: dict[str, dict[str, Any]] = {board.uid: rendered(board) for board in all_boards()}
@@ -31,6 +33,8 @@ ADDED = {
 
 @cache
 def validator(name: str, definition: str = "") -> Draft7Validator:
+    from jsonschema import Draft7Validator
+
     schema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
     return Draft7Validator({**schema, "$ref": f"#/definitions/{definition}"} if definition else schema)
 
@@ -44,7 +48,6 @@ def every_panel() -> Iterator[Any]:
         yield from (pytest.param(panel, id=f"{uid}: {panel['title']}") for panel in model["panels"])
 
 
-@pytest.mark.repository
 @pytest.mark.parametrize("panel", list(every_panel()))
 def test_a_panel_is_what_grafanas_types_say(panel: dict[str, Any]):
     if panel["type"] == "row":
@@ -60,7 +63,6 @@ def test_a_panel_is_what_grafanas_types_say(panel: dict[str, Any]):
     assert problems(validator(kind), own) == []
 
 
-@pytest.mark.repository
 @pytest.mark.parametrize("uid", list(MODELS))
 def test_the_variables_links_and_annotations_are_what_grafanas_types_say(uid: str):
     model = MODELS[uid]
@@ -73,7 +75,6 @@ def test_the_variables_links_and_annotations_are_what_grafanas_types_say(uid: st
         assert problems(validator("settings", "AnnotationQuery"), known) == []
 
 
-@pytest.mark.repository
 def test_a_panel_that_grafana_does_not_know_is_found():
     """The schemas do catch what is wrong: an option that is not there, a value that is not taken."""
     panel = next(panel for panel in MODELS["celery-tasks"]["panels"] if panel["type"] == "heatmap")
@@ -102,6 +103,10 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, s
 
 @pytest.mark.parametrize("uid", list(MODELS))
 def test_grafanas_own_models_keep_all_that_we_write(uid: str):
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
     register_default_plugins()
     copy = json.loads(json.dumps(MODELS[uid]))
     theirs = json.loads(JSONEncoder().encode(Dashboard.from_json(copy)))
