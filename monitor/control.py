@@ -109,7 +109,8 @@ def rate_limit(task: str, rate: str, only: tuple[str, ...]) -> Orders:
 @click.option("--none", "lift", is_flag=True, help="Lift both limits.")
 @_ONLY
 def time_limit(task: str, soft: float | None, hard: float | None, *, lift: bool, only: tuple[str, ...]) -> Orders:
-    """Limit how long a task may run. Counts from the next run on; a limit that is not given is lifted."""
+    """Limit how long a task may run. A limit that is not given is lifted; Celery goes by the new ones once the worker's
+    pool is restarted."""
     if lift == (soft is not None or hard is not None):
         raise click.UsageError("give --soft, --hard or both; or --none to lift them")
     for worker in only or ("",):

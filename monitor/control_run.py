@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -140,7 +141,7 @@ def _checked(client: FlowerClient, action: Action) -> Step:
     if action.task and action.task not in worker.tasks:
         raise _unknown_task(action.task, [worker])
     count = int(dict(action.params).get("n", "0"))
-    if action.name == "pool-shrink" and worker.slots is not None and count >= worker.slots:
+    if action.name == "pool-shrink" and not worker.autoscale and count >= (worker.slots or math.inf):
         raise FlowerError(f"{worker.name} has {worker.slots} slots, and one must remain: shut it down instead")
     note = "" if worker.active is None else f"{worker.active} of {worker.slots or '?'} slots are busy"
     return Step(action, note)
@@ -229,15 +230,15 @@ def _report(settings: ControlSettings, steps: Sequence[Step], *, as_json: bool) 
             # As every other error of ours, in one line.
             bad.print(Text("celeryscope: error: "), Text(step.message, style="red"), sep="")
             continue
-        note = f" ({step.note})" if step.note else ""
-        good.print(
-            Text("✓ ", style="green"), Text(step.action.effect), Text(f": {step.said}{note}", style="dim"), sep=""
-        )
+        more = f": {step.said}" + (f" ({step.note})" if step.note else "")
+        good.print(Text("✓ ", style="green"), Text(step.action.effect), Text(more, style="dim"), sep="")
+        if step.action.caveat:
+            good.print(Text(f"  {step.action.caveat}", style="yellow"))
 
 
 def _plain(settings: ControlSettings, step: Step) -> dict[str, Any]:
     about = {"action": step.action.name, "target": step.action.target, "request": _request(settings, step.action)}
-    return {**about, "ok": step.ok, "message": step.message, "note": step.note}
+    return {**about, "ok": step.ok, "message": step.message, "note": step.note, "caveat": step.action.caveat}
 
 
 def _print_json(value: object) -> None:

@@ -28,8 +28,8 @@ class FlowerError(Exception):
 class Action:
     """One request: a POST of `params` to `path` below Flower's address.
 
-    `effect` words it for people. A `destructive` one ends or throws away work. `worker`, `task` and `uuid` say what it
-    is about, as far as it is about one.
+    `effect` words it for people, and `caveat` what they may not expect. A `destructive` one ends or throws away work.
+    `worker`, `task` and `uuid` say what it is about, as far as it is about one.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Action:
     worker: str = ""
     task: str = ""
     uuid: str = ""
+    caveat: str = ""
 
     @property
     def target(self) -> str:
@@ -91,7 +92,10 @@ def time_limit(task: str, worker: str, *, soft: float | None = None, hard: float
     params = (("workername", worker), *((key, f"{value:g}") for key, value in given.items() if value is not None))
     shown = ", ".join(f"{key} {'none' if value is None else f'{value:g} s'}" for key, value in given.items())
     effect = f"set the time limits of {task} on {worker}: {shown}"
-    return Action("time-limit", _path("task/timeout", task), effect, params, worker=worker, task=task)
+    # celery/worker/request.py, create_request_cls: a task's limits are read once, when its strategy is made.
+    caveat = "Celery goes by it once the worker's pool is restarted (celeryscope control pool-restart) or it reconnects"
+    path = _path("task/timeout", task)
+    return Action("time-limit", path, effect, params, worker=worker, task=task, caveat=caveat)
 
 
 def pool_grow(worker: str, count: int = 1) -> Action:

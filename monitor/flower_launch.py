@@ -24,6 +24,8 @@ from .values import Address, Target
 DATABASE = "flower"
 """Flower's file in the state directory (its dbm may add endings)."""
 
+MAIN = "celeryscope.monitor.flower_main"
+
 # fmt: off
 OURS = frozenset((
     "address", "port", "unix_socket", "xheaders", "url_prefix",
@@ -143,7 +145,7 @@ def command_line(settings: LaunchSettings, extra: Sequence[str]) -> list[str]:
         given["conf"] = os.devnull
     app = ["-A", settings.app] if settings.app else []
     options = [f"--{name}={value}" for name, value in given.items()]
-    return [sys.executable, "-m", "celery", *app, "flower", *options, *extra]
+    return [sys.executable, "-m", MAIN, *app, "flower", *options, *extra]
 
 
 def environment(settings: LaunchSettings, environ: Mapping[str, str]) -> dict[str, str]:

@@ -162,6 +162,14 @@ def test_a_worker_that_does_not_answer_is_asked_for_nothing(flower, capsys):
     assert flower.done == [("worker/shutdown/mail@one", {})]
 
 
+def test_what_celery_does_not_do_at_once_is_said(flower, capsys):
+    """It takes the limits on and goes by the old ones until the pool is restarted."""
+    assert ran("time-limit", "shop.page", "--hard", "3") == 0
+    assert "celeryscope control pool-restart" in capsys.readouterr().out
+    assert ran("time-limit", "shop.page", "--hard", "3", "--json") == 0
+    assert "pool-restart" in json.loads(capsys.readouterr().out)[0]["caveat"]
+
+
 def test_one_refusal_does_not_keep_the_rest_from_being_done(flower, capsys):
     flower.refuse = {"worker/shutdown/web@one": (403, "Read only mode is enabled")}
     assert ran("shutdown", "web", "mail@one", "nobody", "--yes", "--json") == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 from celeryscope import cli
 from celeryscope.monitor import flower_launch
 from celeryscope.monitor.configuration import SettingsError, load
 from celeryscope.monitor.flower_launch import LaunchSettings, command_line, environment, loopback, refused
+from celeryscope.monitor.flower_main import ask_for_the_password
 from celeryscope.monitor.values import address
 
 PASSWORD = "hunter2-hunter2"
@@ -139,3 +141,29 @@ def test_a_refusal_and_a_missing_flower_are_clear_errors(monkeypatch, tmp_path, 
 def test_settings_that_make_no_sense_are_named(wrong, told):
     with pytest.raises(SettingsError, match=told):
         settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("status", "basic_auth", "asks"), [(401, ["a:b"], True), (401, [], False), (403, ["a:b"], False)]
+)
+def test_flowers_api_asks_browsers_for_the_password(status, basic_auth, asks):
+    """Else nobody who came straight from an alert could press Revoke."""
+
+    class Handler:
+        application = SimpleNamespace(options=SimpleNamespace(basic_auth=basic_auth))
+
+        def __init__(self) -> None:
+            self.headers: dict[str, str] = {}
+            self.written: list[int] = []
+
+        def set_header(self, name: str, value: str) -> None:
+            self.headers[name] = value
+
+        def write_error(self, status_code: int, **_: object) -> None:
+            self.written.append(status_code)
+
+    ask_for_the_password(Handler)
+    handler = Handler()
+    handler.write_error(status)
+    assert handler.written == [status]
+    assert ("WWW-Authenticate" in handler.headers) == asks
