@@ -14,6 +14,8 @@ from .facts import Configuration, TaskOptions, Worker
 from .gather_app import SETTINGS, TASK_ITEMS, options
 
 if TYPE_CHECKING:
+    from kombu import Connection
+
     from ..broker import BrokerConfig
 
 MOST = 100
@@ -33,7 +35,7 @@ def workers(config: BrokerConfig, timeout: float) -> tuple[dict[str, Worker], st
     with config.connection() as connection:
         if "fanout" not in connection.transport.implements.exchange_type:
             return {}, "this transport has no remote control"
-        connect(connection)
+        _connect(connection)
 
         def ask(command: str, whom: Sequence[str], **arguments: Any) -> Mapping[str, Any]:
             return replies(connection, config.control_exchange, command, whom, timeout, **arguments)
@@ -59,10 +61,16 @@ def longest_eta(config: BrokerConfig, names: Sequence[str], timeout: float, now:
         Exception: whatever the transport raises.
     """
     with config.connection() as connection:
-        connect(connection)
+        _connect(connection)
         said = replies(connection, config.control_exchange, "scheduled", names, timeout)
     etas = [eta for requests in said.values() for eta in _etas(requests)]
     return max((eta - now for eta in etas), default=0.0)
+
+
+def _connect(connection: Connection) -> None:
+    # The server's heartbeats would each begin the wait for an answer anew, and nobody sends ours meanwhile.
+    connection.heartbeat = 0
+    connect(connection)
 
 
 def _etas(requests: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""`celeryscope doctor` on real brokers with real workers and beats: all that is planted, and nothing where all is well."""
+"""`celeryscope doctor` on real brokers, workers and beats: all that is planted, and nothing where all is well."""
 
 from __future__ import annotations
 
