@@ -13,10 +13,10 @@ PYTEST ?= $(BIN)/python -m pytest
 DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium systemd
 
 PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
-CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py)
+CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py docs/mkdocs_hooks.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack test check format format-check lint types imports sizes generated generate bench \
+.PHONY: help demo stack test check format format-check lint types imports sizes generated generate docs bench \
 	integration integration-packages compose-test soak oldest-env lock clean
 
 help: ## this list
@@ -31,7 +31,7 @@ stack: $(VENV)/.complete ## the services of docker-compose.yml as plain processe
 test: $(VENV)/.complete ## all tests that need Python packages alone; TESTS=path narrows them
 	$(PYTEST) -m "not system and not soak" $(or $(TESTS),tests)
 
-check: format-check lint types imports sizes generated test ## what must hold before a commit
+check: format-check lint types imports sizes generated docs test ## what must hold before a commit
 
 format: $(VENV)/.complete ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
@@ -66,6 +66,9 @@ generate: $(VENV)/.complete ## write the generated files anew
 	$(BOARDS)
 	deploy/helm/files
 
+docs: $(VENV)/.complete ## the documentation as a site, in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.complete ## speed and memory, as ratios against Celery's own receiver
 	$(BIN)/python tests/bench
 
@@ -88,7 +91,7 @@ lock: ## pin anew what pyproject.toml asks for (needs uv)
 	.ci/lock
 
 clean: ## remove what was built; the environments too
-	rm -rf $(VENV) $(OLDEST) .types build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(OLDEST) .types build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
