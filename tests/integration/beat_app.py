@@ -38,6 +38,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
     result_expires=None,
+    task_default_queue="farm",
     task_ignore_result=True,
     redbeat_redis_url=TRUTH,
     redbeat_key_prefix=f"redbeat-{NAME}:",

@@ -71,7 +71,7 @@ def settled(farm: Farm, app: str, duplicates: int = 0) -> bool:
     for ear in EARS:
         found = sum_of(farm, app, ear)
         assert found["dispatched"] == len(sent), (app, ear, found, len(sent))
-        assert found["missed"] == missed(sent), (app, ear, found, [round(t, 2) for t in sent])
+        assert found["missed"] in missed(sent), (app, ear, found, [round(t, 2) for t in sent])
         assert found["duplicate"] == duplicates, (app, ear, found)
     return True
 
@@ -95,7 +95,7 @@ def test_a_bad_day(farm):
     for app in APPS:
         eventually(lambda app=app: len(farm.truth(app, "cron")) >= 1, 70)
         eventually(lambda app=app: farm.value("beat_dispatched_total", app, "cron") == len(farm.truth(app, "cron")))
-        assert farm.value("beat_lateness_seconds", app, "cron")[-1] < 30.0
+        assert farm.value("beat_lateness_seconds", app, "cron")[-1] < 45.0  # not the minutes that a store is behind
         eventually(lambda app=app: farm.value("beat_missed_total", app, "cron") == minutes_without(farm, app), 30)
     sun_and_clock(farm)
     second_beat(farm)  # not before: a second one of Django's would run those again
@@ -166,7 +166,7 @@ def second_beat(farm: Farm) -> None:
         assert second.popen.wait(30) == 0
         eventually(lambda app=app: farm.value("beats", app) == 1, 30)
     for app in APPS:
-        assert miss(farm, app) <= missed(farm.truth(app, "two")) + 1
+        assert miss(farm, app) <= missed(farm.truth(app, "two"))[-1] + 1
 
 
 def sun_and_clock(farm: Farm) -> None:
