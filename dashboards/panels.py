@@ -310,6 +310,11 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::\w+)?\})")
 _SPECIAL = re.compile(r"[$^*{}\[\]'+?.()|\\]")
 
 
+def escaped(value: str) -> str:
+    """Return a label's value as it stands in a PromQL text of a regular expression: escaped for both."""
+    return _SPECIAL.sub(lambda match: "\\" * 4 if match[0] == "\\" else "\\" * 2 + match[0], value)
+
+
 def substituted(expr: str, values: Mapping[str, str]) -> str:
     """Return a query as Grafana sends it: `All` becomes `.*`, other values are escaped as regular expressions.
 
@@ -324,6 +329,6 @@ def substituted(expr: str, values: Mapping[str, str]) -> str:
         given = values[name]
         if name.startswith("__"):
             return given
-        return ".*" if given == "All" else _SPECIAL.sub(r"\\\\\g<0>", given)
+        return ".*" if given == "All" else escaped(given)
 
     return _VARIABLE.sub(value, expr)

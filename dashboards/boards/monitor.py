@@ -189,7 +189,7 @@ def _table() -> Timeseries:
         title="Live tasks in the table",
         asks="Does its memory suffice?",
         means="Tasks the monitor keeps track of, and those dropped in five minutes because the table was full.",
-        do="Evictions: raise the cap of the task table, or find what sends tasks that never end.",
+        do="Evictions: raise `--max-live-tasks`, or find what sends tasks that never end.",
         queries=[
             Query(expr=own_fact("celeryscope_task_table_size", *BROKER), legend=f"in the table {INSTANCE}"),
             Query(
@@ -272,7 +272,7 @@ def _unknown() -> Table:
         title="What could not be learned",
         asks="Which facts are missing, and why?",
         means="Facts that a collector could not learn in the time shown, by reason; each leaves its series out.",
-        do="`no stamp`: producers without celeryscope's publish stamp. Permissions: see the page about brokers.",
+        do="`permission`: grant what docs/brokers.md lists. `too_big`, `not_json`: that queue's age stays unknown.",
         queries=[Query(expr=f"{grown} > 0")],
         columns=[
             Column("instance", "Instance"),

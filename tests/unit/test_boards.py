@@ -283,13 +283,14 @@ def test_the_files_in_the_repository_are_those_that_the_code_makes():
     [
         ('x{task=~"$task"}', 'x{task=~"a\\\\.b\\\\+"}'),
         ('x{task=~"${task:regex}"}', 'x{task=~"a\\\\.b\\\\+"}'),
+        ('x{entry=~"$entry"}', 'x{entry=~"\\\\\\\\d\\\\|1"}'),
         ('x{queue=~"$queue"}', 'x{queue=~".*"}'),
         ("rate(x[$__rate_interval])", "rate(x[1m])"),
         ("rate(x[${__range}])", "rate(x[6h])"),
     ],
 )
 def test_variables_are_put_in_as_grafana_does(expression: str, expected: str):
-    values = {"task": "a.b+", "queue": "All", "__rate_interval": "1m", "__range": "6h"}
+    values = {"task": "a.b+", "queue": "All", "entry": "\\d|1", "__rate_interval": "1m", "__range": "6h"}
     assert substituted(expression, values) == expected
 
 
