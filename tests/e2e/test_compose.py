@@ -63,8 +63,7 @@ class Stack:
         limits = ("--wait", "--wait-timeout", "240", "--no-build", "--pull", pull, "--quiet-pull")
         done = self.compose("up", "--detach", *limits, timeout=600)
         if done.returncode:
-            tell(done.stdout[-4000:], done.stderr[-4000:])
-            raise RuntimeError("the stack does not come up; see above")
+            raise RuntimeError(f"the stack does not come up:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
 
     def down(self) -> None:
         done = self.compose("down", "--volumes", "--remove-orphans", "--timeout", "10", timeout=180)
@@ -76,11 +75,11 @@ class Stack:
             )
             assert left.stdout == "", kind
 
-    def logs(self) -> None:
-        """Show what a person would look at who wonders why it does not work."""
+    def logs(self) -> Iterator[str]:
+        """Yield what a person would look at who wonders why it does not work."""
         for arguments in (("ps", "--all"), ("logs", "--tail", "25", "--no-color")):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                tell(self.compose(*arguments).stdout[-30_000:])
+                yield self.compose(*arguments).stdout[-30_000:]
 
     def execute(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
         return self.compose("exec", "--no-TTY", service, *command)
@@ -91,12 +90,6 @@ class Stack:
         host, _, port = done.stdout.strip().rpartition(":")
         assert host == "127.0.0.1"
         return f"http://{host}:{port}"
-
-
-def tell(*texts: str) -> None:
-    """Write past pytest's capture: a failing fixture shows nothing otherwise."""
-    for text in texts:
-        sys.__stderr__.write(f"{text}\n")  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module", name="stack")
@@ -111,8 +104,17 @@ def _stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         raise
     finally:
         if request.session.testsfailed != failed:
-            stack.logs()
+            tell(request, *stack.logs())
         stack.down()
+
+
+def tell(request: pytest.FixtureRequest, *texts: str) -> None:
+    """Write past pytest's capture, which shows the output of a fixture's end with the last test alone."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        for text in texts:
+            sys.stdout.write(f"\n{text}\n")
 
 
 @pytest.fixture(scope="module", name="urls")
@@ -175,14 +177,17 @@ def test_orders_sent_through_the_api_are_seen_in_prometheus(urls: dict[str, str]
         return done.get((("queue", "default"),), 0) >= 1
 
     eventually(seen, 90, 1)
-    assert query(web, urls, "min by (job) (up)") == {
-        (("job", job),): 1.0 for job in ("alertmanager", "celeryscope", "celeryscope-alerter", "prometheus")
-    }
-    eventually(lambda: query(web, urls, "celery_beats") and all(query(web, urls, "celery_beats == 1")), 60, 1)
-    assert set(query(web, urls, "sum by (queue) (celery_queue_consumers)")) >= {
-        (("queue", name),) for name in ("default", "email", "reports")
-    }
-    assert query(web, urls, 'celery_worker_up == 1 and on () sum(celery_workers{state="online"}) == 2')
+
+    def all_is_known() -> bool:
+        jobs = ("alertmanager", "celeryscope", "celeryscope-alerter", "prometheus")
+        assert query(web, urls, "min by (job) (up)") == {(("job", job),): 1.0 for job in jobs}
+        assert list(query(web, urls, "sum by (app) (celery_beats)").values()) == [1.0]
+        assert query(web, urls, 'sum(celery_workers{state="online"})') == {(): 2.0}
+        served = query(web, urls, "sum by (queue) (celery_queue_consumers)")
+        assert set(served) >= {(("queue", name),) for name in ("default", "email", "reports")}
+        return True
+
+    eventually(all_is_known, 120, 1)
 
 
 def test_a_task_that_fails_is_told_in_slack(urls: dict[str, str], web: httpx.Client) -> None:
