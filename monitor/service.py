@@ -132,8 +132,7 @@ class Monitor:
     def start(self) -> None:
         """Start to take in events and to sample; does not wait for the brokers."""
         if self._file is not None:
-            self._file.begin()
-            self._saved = (True, 0.0, 0.0)  # so far: the directory can be written to
+            self._saved = (self._file.begin(), 0.0, 0.0)
             self._saver.start()
         for watch in self.watches.values():
             watch.start()

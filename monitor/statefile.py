@@ -90,12 +90,14 @@ class StateFile:
             self.close()
             raise
 
-    def begin(self) -> None:
-        """Note that from now on the saved state is out of date, until it is saved for the last time."""
+    def begin(self) -> bool:
+        """Note that from now on the saved state is out of date, until it is saved for the last time; as `save`."""
         try:
             self._mark(b"%d\n" % os.getpid())
         except OSError as error:
             self._complain(error)
+            return False
+        return True
 
     def save(self, state: dict[str, Any], *, last: bool = False) -> bool:
         """Write the state; say whether that worked. A full disk is logged once, and never ends the monitor.

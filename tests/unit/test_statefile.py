@@ -170,7 +170,7 @@ def test_a_full_disk_is_logged_once_each_way_and_keeps_the_old_file(
         file.open()
         with monkeypatch.context() as patch:
             patch.setattr(statefile.os, "fsync", full)
-            assert [file.save({"x": 1}), file.save({"x": 2})] == [False, False]
+            assert [file.begin(), file.save({"x": 1}), file.save({"x": 2})] == [False, False, False]
         assert path.read_bytes() == before
         assert file.save({"x": 3})
     assert caplog.text.count("No space left on device") == 1
