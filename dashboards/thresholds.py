@@ -111,7 +111,7 @@ class RulesSettings(Settings):
         default="celeryscope-alerter", description="The Prometheus job that scrapes the alerters, where it is one."
     )
     watch_alerter: Annotated[bool, Option()] = Field(
-        default=True, description="Whether an alerter is expected to run; without one its three alerts are left out."
+        default=True, description="Whether an alerter is expected to run; without one what is about it is left out."
     )
     disable_alerts: Annotated[
         tuple[str, ...], Option("ALERT", flag="--disable", parse=_names, many=True), AfterValidator(_alerts)

@@ -72,3 +72,18 @@ def test_amtool_accepts_the_configuration(tmp_path: Path, options: dict[str, str
     told = run(system_command("amtool"), "check-config", tmp_path / "alertmanager" / "alertmanager.yml")
     assert "3 receivers" in told
     assert "1 templates" in told
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (("alertname=Watchdog", "severity=none"), "celeryscope-dead-mans-switch"),
+        (("alertname=SlackUndeliverable", "severity=critical"), "celeryscope-not-slack"),
+        (("alertname=WorkerLost", "severity=warning"), "celeryscope-slack"),
+        (("alertname=RuntimeRegressed", "severity=info"), "celeryscope-slack"),
+    ],
+)
+def test_alerts_go_where_they_should(built: Path, labels: tuple[str, ...], receiver: str) -> None:
+    config = built / "alertmanager" / "alertmanager.yml"
+    command = (system_command("amtool"), "config", "routes", "test", f"--config.file={config}")
+    assert run(*command, *labels, "source=celeryscope").splitlines()[0] == receiver
