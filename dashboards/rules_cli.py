@@ -64,7 +64,7 @@ def rules_command() -> None:
 @click.option("--check", is_flag=True, help="Write nothing; exit code 1 where a file is missing or out of date.")
 @settings_options(RulesSettings)
 @click.pass_context
-def build(context: click.Context, out: Path, check: bool, **options: object) -> None:
+def build(context: click.Context, /, out: Path, check: bool, **options: object) -> None:
     """Write rules/*.yml for Prometheus, alertmanager/ for Alertmanager, kubernetes/ for the Prometheus operator.
 
     Thresholds come from the table [rules] of celeryscope.toml, from CELERYSCOPE_* variables, and from options.

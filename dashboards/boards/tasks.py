@@ -6,7 +6,7 @@ from ..board import Board, Section, board
 from ..links import field, of_queue, of_task
 from ..palette import BAD, BLUE, OUTCOMES, PURPLE, WARN, YELLOW, at_least, worse
 from ..panels import BarGauge, Query, Tile, Timeseries, colors
-from ..queries import fact, increase, largest, mean, rate, top, total
+from ..queries import fact, increase, largest, mean, top, total
 from ..recordings import either_gauge, rate_of, recorded
 from ..tables import Column, Table
 from .parts import RANGE, RECORDED, TASK, ending, quantile_by, quantiles, recorded_mean, spread, variables
@@ -306,17 +306,14 @@ def _coverage() -> BarGauge:
 
 
 def _negative() -> Timeseries:
+    negative = total(recorded(rate_of("celery_task_negative_waits_total"), *TASK), BY_TASK)
     return Timeseries(
         title="Negative waits, per second",
         asks="Do the clocks agree?",
-        means="Waits that came out below zero, because two machines' clocks disagree. They are not in the histograms.",
+        means="Waits that came out below zero, because two machines' clocks disagree. They are not in the histograms. "
+        + RECORDED,
         do="Anything above 0: check time synchronisation; the Workers board shows each worker's skew.",
-        queries=[
-            Query(
-                expr=top(TOP, f"{total(rate('celery_task_negative_waits_total', *TASK), BY_TASK)} > 0"),
-                legend="{{task}}",
-            )
-        ],
+        queries=[Query(expr=top(TOP, f"{negative} > 0"), legend="{{task}}")],
         width=8,
         unit="suffix: /s",
         data_links=of_task(),

@@ -114,7 +114,7 @@ def test_either_knows_the_labels_too():
     with pytest.raises(UnknownSeriesError, match="no label 'worker'"):
         either("celery_task_failed_total", *TASK, 'worker="w"')
     with pytest.raises(UnknownSeriesError, match="nothing records"):
-        either("celery_task_negative_waits_total", *TASK)
+        either("celery_task_sent_coverage_ratio", *TASK)
     with pytest.raises(UnknownSeriesError, match="no label 'worker'"):
         either_gauge("celery_tasks_waiting", *TASK, 'worker="w"')
 
