@@ -132,6 +132,29 @@ def test_killed_and_restarted_at_once_with_an_outdated_store():
     assert w.value("celery_beat_up", "proj", "proj@other") == 1.0
 
 
+@pytest.mark.parametrize(
+    ("store", "gap", "doubled"), [("behind", 0.6, 1), ("behind", 1.4, 0), ("kept", 0.6, 0), ("lost", 0.6, 0)]
+)
+def test_a_successor_is_no_duplicate_but_what_it_sends_twice_is(store, gap, doubled):
+    """Only a store that is behind lets it send the slot again, less than half an interval later: the job ran twice."""
+    w, beat = world()
+    w.run(5.0)
+    behind = beat.stored()
+    w.run(30.0)
+    before = len(w.attempts["two"])
+    while len(w.attempts["two"]) == before:
+        w.run(0.1)
+    stored = w.kill(beat)
+    while w.now < w.attempts["two"][-1] + gap:
+        w.run(0.05)
+    w.start(stored={"behind": behind, "kept": stored, "lost": None}[store])
+    w.run(40.0)
+    assert w.entry("duplicate_total", "two") == doubled
+    assert w.value("celery_beats", "proj") == 1
+    assert w.entry("dispatched_total", "two") == len(w.attempts["two"])
+    assert w.entry("missed_total", "two") == 0
+
+
 def test_the_crontab_slot_that_a_restarted_beat_sends_again_is_a_duplicate():
     w, beat = world({"cron": {"task": "t", "schedule": crontab()}}, start=1_900_000_800.0)
     w.run(1.0)
