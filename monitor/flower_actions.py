@@ -173,6 +173,8 @@ def refusal(action: Action, status: int, said: str) -> FlowerError:
         return FlowerError(f"there is no Flower API at this address (404 for /{action.path}): check its url_prefix")
     if status == 503 and action.name == "abort" and not said.startswith("Broker"):
         return FlowerError("Flower has no result backend to abort through: start it with -A and an app that has one")
+    # Flower's own words for what was asked are ours already; a worker's error comes as its repr.
+    said = re.sub(r"^Failed to .*?: |ValueError\((?=['\"])|(?<=['\"])\)$", "", said).strip("'\".")
     why = said or {403: "it gives no reason", 500: "an error of its own, see its log"}.get(status, f"status {status}")
     hint = next((hint for sign, hint in _HINTS if sign in why), "")
     return FlowerError(f"Flower refuses to {action.effect}: {why}{hint}")

@@ -141,8 +141,13 @@ def test_what_makes_no_sense_is_no_action(make):
     [
         (actions.rate_limit("shop.x", "1/s", "w"), 404, "Unknown task 'shop.x'", "started with -A"),
         (actions.time_limit("shop.x", "w"), 404, "Unknown task 'shop.x'", "started with -A"),
-        (actions.pool_restart("w"), 403, "Failed: ValueError('Pool restarts not enabled')", "worker_pool_restarts"),
-        (actions.autoscale("w", 1, 2), 403, "Failed: ValueError('Autoscale not enabled')", "--autoscale"),
+        (
+            actions.pool_restart("w"),
+            403,
+            "Failed to restart: ValueError('Pool restarts not enabled')",
+            "worker_pool_restarts",
+        ),
+        (actions.autoscale("w", 1, 2), 403, "Failed to scale 'w': ValueError('Autoscale not enabled')", "--autoscale"),
         (actions.pool_grow("w"), 403, "pool_grow is not supported with autoscale.", "celeryscope control autoscale"),
         (actions.pool_shrink("w"), 403, "Can't shrink pool. All processes busy!", "when some are idle"),
         (actions.pool_grow("w"), 403, "Unknown reason", "is unknown"),
@@ -159,6 +164,8 @@ def test_a_refusal_says_what_would_have_to_be_otherwise(action, status, said, to
     error = refused(always(status, said), action)
     assert told in str(error)
     assert "\n" not in str(error)
+    assert "Failed to" not in str(error)
+    assert "ValueError" not in str(error)
     assert error.kind == "refused"
 
 
