@@ -82,7 +82,7 @@ def restart(folder: Path, broker: RedisServer) -> Cost:
     full = (folder / "state").exists()
     began = time.perf_counter()
     saving = ["--state-dir", folder, "--state-save-interval", "2"] if full else []
-    env = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir(), "celeryscope-bench"))}
+    env = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
     monitor = Process([*argv, *saving], log=log, env=env)
     monitor.wait_for("serves http://")
     url = monitor.output.split("serves ", 1)[1].split("/metrics", 1)[0]
@@ -124,9 +124,7 @@ def main() -> int:
             broker.stop()
     print(f"no state: start to ready {empty.up:.2f} s, {empty.processor:.2f} s of the processor", end=" ")
     print(f"(promised: {EMPTY_PROMISE:g} s)")
-    print(
-        f"{LIVE} live tasks: start to ready {full.up:.2f} s, {full.processor:.2f} s of them of the processor;", end=" "
-    )
+    print(f"{LIVE} live tasks: start to ready {full.up:.2f} s, {full.processor:.2f} s of the processor;", end=" ")
     print(f"SIGTERM to exit {full.down:.2f} s (promised: {PROMISE:g} s each)")
     print(f"a save takes {full.save:.2f} s")
     return 0 if max(full.up, full.down) < PROMISE and empty.up < EMPTY_PROMISE else 1
