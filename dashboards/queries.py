@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..monitor.catalog import METRICS, Metric
+from .thresholds import seconds
 
 ALWAYS = ("broker",)
 """What a series may carry besides its own labels; where it does not, `by (broker)` groups by nothing."""
+EVERY_PAGE = "celeryscope_build_info"
+"""A series that is on every page of ours from its first scrape on."""
+STARTED = "process_start_time_seconds"
+"""Not in the catalogue: prometheus_client's, and on our pages where the system can tell."""
 SUFFIXES = ("_bucket", "_sum", "_count")
 
 
@@ -84,22 +89,35 @@ def increase(name: str, *where: str, window: str) -> str:
 def grown(name: str, *where: str, window: str, memory: str = "1d") -> str:
     """Return by how much a counter grew in the window, per label set and where it grew.
 
-    `increase()` of a series whose first sample is already 1 is 0, and the first failure ever must alert. So, in this
-    order: a series that was not there in the `memory` before the window counts in full; one that was, by the
-    difference, also where its monitor was away in between; one that began anew within the window, by `increase()`; and
-    one that a restarted monitor began anew after having been away, by what it has counted since.
+    `increase()` of a series whose first sample is already 1 is 0, and the first failure must alert. So, in this order:
+    a series that appeared in the window counts in full, unless what it holds may be old (see `_appeared`); one that was
+    there within the `memory` before the window, by the difference, also where its monitor was away in between; one that
+    began anew within the window, by `increase()`; and one that a restarted monitor began anew after having been away,
+    by what it has counted since.
     """
     selected = select(name, *where)
     earlier = f"last_over_time({selected}[{memory}] offset {window})"
     now, before = once(name, selected), once(name, earlier)
     anew = once(name, f"{selected} unless ({earlier} <= {selected})")
     parts = (
-        f"({now} unless {before}) > 0",
+        f"({once(name, _appeared(selected, window))} unless {before}) > 0",
         f"({now} - {before}) > 0",
         f"{increase(name, *where, window=window)} > 0",
         f"({anew} < {before}) > 0",
     )
     return f"({' or '.join(parts)})"
+
+
+def _appeared(selected: str, window: str) -> str:
+    """Return those series that count something new if they were not there before the window.
+
+    That is not so where a Prometheus sees a monitor for the first time that has been counting for long: then series and
+    monitor have the same number of samples in the window, and the process is older than that.
+    """
+    scrapes = f"sum by (instance, job) (count_over_time({select(EVERY_PAGE)}[{window}]))"
+    later = f"count_over_time({selected}[{window}]) < on (instance, job) group_left () {scrapes}"
+    young = f"on (instance, job) ({STARTED} > time() - {seconds(window):g})"
+    return f"{selected} and ({later}) or {selected} and {young}"
 
 
 def total(expression: str, by: Sequence[str] = ()) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .queries import fact, grown, total
+from .queries import STARTED, fact, grown, total
 from .rules_model import FLOWER_WORKER, LONG, Alert, Group, on_broker, times
 from .thresholds import seconds
 
 if TYPE_CHECKING:
     from .thresholds import RulesSettings
 
-FOREIGN = {"up": ("job", "instance"), "alertmanager_notifications_failed_total": ("integration", "instance", "job")}
-"""What rules read that no catalogue of ours has: Prometheus' own word on a target, and Alertmanager's on Slack."""
+FOREIGN = {
+    "up": ("job", "instance"),
+    STARTED: ("job", "instance"),
+    "alertmanager_notifications_failed_total": ("integration", "instance", "job"),
+}
+"""What rules read and our catalogue lacks: Prometheus' word on a target, a process' start, Alertmanager's on Slack."""
 
 
 def groups(settings: RulesSettings) -> tuple[Group, ...]:

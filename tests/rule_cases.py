@@ -152,10 +152,22 @@ def retries(retried: str, starts: str) -> dict[str, str]:
     return counted("task_retried", retried, **Q) | counted("task_started", starts, **Q)
 
 
+MONITORS = {s("celeryscope_build_info", version="1", on=on): "1x200" for on in "ab"}
+
+
+def started_at(moment: str) -> dict[str, str]:
+    return {s("process_start_time_seconds"): f"{moment}x20"}
+
+
 def growth(alert: str, name: str, *labels: Mapping[str, str], **of: str) -> tuple[Case, ...]:
     """What holds of every alert on a counter that grew: the first counts, and what a restart brings back does not."""
     return (
-        fires(alert, "the first ever: the series is born at 1", counted(name, "_x5 1x9", **of), "7m", *labels),
+        fires(alert, "the first ever: the series is born at 1", MONITORS | counted(name, "_x5 1x9", **of), "7m",
+              *labels),
+        fires(alert, "before the first scrape of a monitor that has just started", MONITORS | started_at("0")
+              | counted(name, "1x9", **of), "7m", *labels),
+        silent(alert, "long ago, when Prometheus first sees the monitor", MONITORS | started_at("-7200")
+               | counted(name, "7x20", **of), "7m"),
         fires(alert, "one more", counted(name, "0x5 1x9", **of), "7m", *labels),
         fires(alert, "two monitors tell once", counted(name, "0x5 1x9", **of)
               | counted(name, "0x5 1x9", "b", **of), "7m", *labels),
@@ -174,7 +186,7 @@ def growth(alert: str, name: str, *labels: Mapping[str, str], **of: str) -> tupl
 CHARGE = {"task": "shop.charge"}
 TASKS = (
     fires("TaskFailureRateHigh", "three in ten", runs("0+3x30", "0+7x30"), "20m", CHARGE),
-    fires("TaskFailureRateHigh", "all of a new task's, at once", runs("_x5 25x9", "_x5 0x9"), "8m", CHARGE),
+    fires("TaskFailureRateHigh", "all of a new task's, at once", MONITORS | runs("_x5 25x9", "_x5 0x9"), "8m", CHARGE),
     fires("TaskFailureRateHigh", "in two queues together", runs("0+1x30", "0x30") | counted(
           "task_failed", "0+2x30", task="shop.charge", queue="other"), "20m", CHARGE),
     silent("TaskFailureRateHigh", "one in a hundred", runs("0+1x30", "0+99x30"), "20m"),
@@ -267,7 +279,7 @@ ITSELF = (
     silent("FailuresWaiting", "taken in at once", alerter(oldest="0x5 60 0x20"), "12m"),
     fires("SlackUndeliverable", "Alertmanager is refused", {TO_SLACK: "0x3 0+1x20"}, "12m", {"via": "alertmanager"}),
     fires("SlackUndeliverable", "the alerter is refused, from the first call on",
-          alerter(waiting="0x3 1x20", ok="0x30", refused="_x3 1x20"), "12m", {"via": "alerter"}),
+          MONITORS | alerter(waiting="0x3 1x20", ok="0x30", refused="_x3 1x20"), "12m", {"via": "alerter"}),
     silent("SlackUndeliverable", "quiet hours: they wait and nobody is refused",
            alerter(waiting="0x3 1x20", ok="0x30") | {TO_SLACK: "0x30"}, "12m"),
     silent("SlackUndeliverable", "refused once, told since",
