@@ -10,6 +10,7 @@ from urllib.parse import quote
 Kind = Literal["unreachable", "credentials", "refused"]
 
 _RATE = re.compile(r"\d+(\.\d+)?(/[smh])?")
+_QUOTED = re.compile(r"(?:ValueError\()?(?P<mark>['\"])(?P<words>.*)(?P=mark)\)?")
 _ESCAPED = re.compile(r"[&<>\"']")
 
 
@@ -174,7 +175,10 @@ def refusal(action: Action, status: int, said: str) -> FlowerError:
     if status == 503 and action.name == "abort" and not said.startswith("Broker"):
         return FlowerError("Flower has no result backend to abort through: start it with -A and an app that has one")
     # Flower's own words for what was asked are ours already; a worker's error comes as its repr.
-    said = re.sub(r"^Failed to .*?: |ValueError\((?=['\"])|(?<=['\"])\)$", "", said).strip("'\".")
+    said = re.sub(r"^Failed to .*?: ", "", said)
+    if quoted := _QUOTED.fullmatch(said):
+        said = quoted["words"]
+    said = said.rstrip(".")
     why = said or {403: "it gives no reason", 500: "an error of its own, see its log"}.get(status, f"status {status}")
     hint = next((hint for sign, hint in _HINTS if sign in why), "")
     return FlowerError(f"Flower refuses to {action.effect}: {why}{hint}")
