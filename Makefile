@@ -9,6 +9,8 @@ RULES := $(BIN)/python -m celeryscope rules build --config /dev/null --out dashb
 BOARDS := $(BIN)/python -m celeryscope dashboards build --config /dev/null --out dashboards/generated \
 	--sketches docs/img/boards
 PYTEST ?= $(BIN)/python -m pytest
+# Most tests wait for processes; those of one file share theirs.
+SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadfile
 # What `make integration-packages` installs, by Debian's names.
 DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium systemd
 
@@ -29,7 +31,7 @@ stack: $(VENV)/.complete ## the services of docker-compose.yml as plain processe
 	$(BIN)/python -m celeryscope demo --stack
 
 test: $(VENV)/.complete ## all tests that need Python packages alone; TESTS=path narrows them
-	$(PYTEST) -m "not system and not soak" $(or $(TESTS),tests)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not system and not soak" $(or $(TESTS),tests)
 
 check: format-check lint types imports sizes generated docs test ## what must hold before a commit
 

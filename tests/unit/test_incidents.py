@@ -120,6 +120,7 @@ def without(body: bytes, key: str) -> bytes:
         (batch(entry()).replace(b'"task":"shop.charge"', b'"task":{}'), "shape"),
         (b" " * (LARGEST + 1), "size"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "body",  # bodies hold the time and a number
 )
 def test_what_is_no_batch_is_named(body, reason):
     with pytest.raises(RejectedError) as caught:

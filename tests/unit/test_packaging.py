@@ -114,7 +114,12 @@ def applies(marker: Marker | None) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "left_out"), [("dev.txt", set()), ("oldest.txt", {"demo", "dev"}), ("image.txt", {"demo", "dev", "test"})]
+    ("name", "left_out"),
+    [
+        ("dev.txt", set()),
+        ("oldest.txt", {"demo", "dev", "docs"}),
+        ("image.txt", {"demo", "dev", "docs", "test"}),
+    ],
 )
 def test_the_pins_satisfy_what_is_asked_for(project, name, left_out):
     """Whoever adds a dependency runs `make lock`; the pins would go without it otherwise."""
@@ -148,7 +153,7 @@ def test_the_image_has_the_versions_that_are_tested():
 def test_every_extra_is_in_all_but_the_ones_for_developers(project):
     optional = project["project"]["optional-dependencies"]
     everything = {extra for line in optional["all"] for extra in Requirement(line).extras}
-    assert everything == set(optional) - {"all", "demo", "dev", "test"}
+    assert everything == set(optional) - {"all", "demo", "dev", "docs", "test"}
 
 
 def test_installing_without_extras_asks_for_celery_alone(project):

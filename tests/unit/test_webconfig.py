@@ -6,13 +6,13 @@ import base64
 import logging
 import os
 
-import bcrypt
 import pytest
 import trustme
 from celeryscope.exporters.webconfig import WebConfig, WebConfigError
 
-HASH = bcrypt.hashpw(b"s3cret", bcrypt.gensalt(4)).decode()
-OTHER = bcrypt.hashpw(b"other", bcrypt.gensalt(4)).decode()
+# Written down: the ids of tests that hold them are the same in every process.
+HASH = "$2b$04$W4Rr9vQ7FAHyi5KW0zgro.XregdvZyVx0/kWYSVd.aerZZpfODgEa"  # s3cret
+OTHER = "$2b$04$JPQtRAg6Mu9EgdrxSopcdOWx4ergdfopAp9Jh383FZ25ahszeSD6."  # other
 
 
 @pytest.fixture(scope="module", name="ca")
