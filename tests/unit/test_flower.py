@@ -144,7 +144,7 @@ def test_what_makes_no_sense_is_no_action(make):
         (
             actions.pool_restart("w"),
             403,
-            "Failed to: ValueError('Pool restarts not enabled')",
+            "Failed to x: ValueError('Pool restarts not enabled')",
             "worker_pool_restarts",
         ),
         (actions.autoscale("w", 1, 2), 403, "Failed to scale 'w': ValueError('Autoscale not enabled')", "--autoscale"),
