@@ -21,6 +21,7 @@ EXPRESSIONS = {
     (query.board, query.panel, query.ref): query.expr for board in all_boards() for query in queries_of(board)
 }
 CHARGE, MAIL = 'task="shop.charge", queue="payments"', 'task="shop.mail", queue="mails"'
+KIND = 'exception="ValueError", outcome="failed"'
 BUCKETS = {"1.0": 30, "2.5": 60, "+Inf": 60}
 
 
@@ -36,11 +37,13 @@ def series() -> list[dict[str, str]]:
             for le, growth in BUCKETS.items():
                 bucket = f'{{instance="{instance}", {labels}, outcome="succeeded", le="{le}"}}'
                 found[f"celery_task_runtime_seconds_bucket{bucket}"] = f"0+{growth}x60"
+        found[f'celery_task_exceptions_total{{instance="{instance}", {CHARGE}, {KIND}}}'] = "0x10 1x50"
         found[f'celeryscope_connected{{instance="{instance}"}}'] = "1x60"
         found[f'celery_workers{{instance="{instance}", state="online"}}'] = "3x60"
     return [{"series": name, "values": values} for name, values in found.items()]
 
 
+ONCE = '{task="shop.charge", exception="ValueError", outcome="failed"}'
 RATES, QUANTILES = "Runs that ended, per second", "Runtime, quantiles"
 EXPECTED = [
     (("celery-overview", RATES, "A"), "All", {"{}": 3}),
@@ -53,6 +56,8 @@ EXPECTED = [
     (("celery-task", "Waiting, running, orphaned", "B"), "shop.charge", {"{}": 1}),
     (("celery-tasks", QUANTILES, "A"), "All", {"{}": 1}),
     (("celery-task", QUANTILES, "A"), "shop.charge", {"{}": 1}),
+    # Two looks of five minutes see it, or three: about 1, and shown as 1.
+    (("celery-tasks", "Exceptions in the time shown", "A"), "All", {ONCE: 0.8}),
     (
         ("celery-tasks", "Runtime, how it is spread", "A"),
         "All",
