@@ -72,6 +72,8 @@ class Prometheus(Server):
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         options = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+        # What fires before it knows its Alertmanager is dropped, and said again only after this delay.
+        options.append("--rules.alert.resend-delay=1s")
         super().__init__(folder, "prometheus", "Server is ready to receive web requests", *options)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
