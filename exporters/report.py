@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -77,6 +78,8 @@ class TaskRow:
     mean_runtime: float | None
     running: float
     waiting: float
+    exceptions: dict[str, float]
+    """What its failures raised: class → how often."""
 
 
 @dataclass
@@ -87,6 +90,11 @@ class Trust:
     lag: float | None
     starts: float
     starts_missed: float
+    missed_down: float
+    """Of these, the ones while the monitor itself was down."""
+    sample_age: float | None
+    """Seconds since the queues were last sampled (the broker that is worst off), None before the first time."""
+    reconnects: float
     sent_coverage: float | None
     malformed: float
     evicted: float
@@ -107,7 +115,7 @@ class Report:
 
 def report(page: Page, now: float) -> Report:
     """Read the page; `now` is unix time."""
-    result = Report(_workers(page, now), _queues(page), _schedules(page, now), _tasks(page), _trust(page))
+    result = Report(_workers(page, now), _queues(page), _schedules(page, now), _tasks(page), _trust(page, now))
     result.problems = [problem for find in _CHECKS for problem in find(page, result)]
     return result
 
@@ -207,6 +215,7 @@ def _tasks(page: Page) -> list[TaskRow]:
     retried, revoked = sums("celery_task_retried_total"), sums("celery_task_revoked_total")
     spent, runs = sums("celery_task_runtime_seconds_sum"), sums("celery_task_runtime_seconds_count")
     running, waiting = sums("celery_tasks_running"), sums("celery_tasks_waiting")
+    raised = _raised(page)
     rows = []
     for name in {*succeeded, *failed, *running, *waiting}:
         finished = succeeded.get(name, 0) + failed.get(name, 0)
@@ -221,18 +230,32 @@ def _tasks(page: Page) -> list[TaskRow]:
                 mean_runtime=spent.get(name, 0) / runs[name] if runs.get(name) else None,
                 running=running.get(name, 0),
                 waiting=waiting.get(name, 0),
+                exceptions=raised.get(name, {}),
             )
         )
     return sorted(rows, key=lambda row: (-(row.failure_rate or 0), -row.failed, -row.finished, row.task))
 
 
-def _trust(page: Page) -> Trust:
+def _raised(page: Page) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for labels, count in page.samples("celery_task_exceptions_total", outcome="failed"):
+        if count:
+            name = "/".join(labels[label] for label in ("broker", "task") if labels.get(label))
+            found[name][labels.get("exception", "unknown")] += count
+    return {name: dict(counts) for name, counts in found.items()}
+
+
+def _trust(page: Page, now: float) -> Trust:
     coverage = [value for _, value in page.samples("celery_task_sent_coverage_ratio")]
+    sampled = [at for _, at in page.samples("celeryscope_sample_timestamp_seconds", collector="queues") if at]
     return Trust(
         connected=all(value for _, value in page.samples("celeryscope_connected")),
         lag=page.largest("celeryscope_event_lag_seconds"),
         starts=page.total("celery_worker_processed_total"),
         starts_missed=page.total("celery_worker_starts_missed_total"),
+        missed_down=page.total("celery_worker_starts_missed_down_total"),
+        sample_age=max(now - min(sampled), 0) if sampled else None,
+        reconnects=page.total("celeryscope_reconnects_total"),
         sent_coverage=sum(coverage) / len(coverage) if coverage else None,
         malformed=page.total("celeryscope_events_malformed_total"),
         evicted=page.total("celeryscope_task_table_evicted_total"),

@@ -13,7 +13,7 @@ import pytest
 from celeryscope.cli import run
 from celeryscope.exporters.reading import Page, UnreadableError, fetch
 from celeryscope.exporters.report import Report, report
-from celeryscope.exporters.status import _age, render
+from celeryscope.exporters.status_screen import _age, render
 from rich.console import Console
 
 if TYPE_CHECKING:
