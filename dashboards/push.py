@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 from tenacity.nap import sleep as real_sleep
+
+from ..monitor.masking import masked
 
 TIMEOUT = 20.0
 ATTEMPTS = 3
@@ -54,7 +57,7 @@ class Grafana:
         sleep: Callable[[float], None] = real_sleep,
     ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._url = url
+        self._shown = masked(url)  # an address may hold a password
         self._client = httpx.Client(
             base_url=url + "/", headers=headers, timeout=TIMEOUT, transport=transport, follow_redirects=False
         )
@@ -104,7 +107,12 @@ class Grafana:
         """
         body = {"dashboard": {**model, "id": None}, "folderUid": folder, "message": MESSAGE, "overwrite": True}
         stored = self._call("POST", "api/dashboards/db", f"storing {model['uid']}", body)
-        return self._url + "/" + str(stored.get("url", f"/d/{model['uid']}")).lstrip("/")
+        return self._seen(str(stored.get("url", f"/d/{model['uid']}")))
+
+    def _seen(self, path: str) -> str:
+        """Return a page's address; what Grafana says has the path it is served under in it, as our address has."""
+        parts = urlsplit(self._shown)
+        return f"{parts.scheme}://{parts.netloc}{path}"
 
     def _call(
         self, method: str, path: str, doing: str, body: dict[str, Any] | None = None, *, missing_is_none: bool = False
@@ -113,11 +121,11 @@ class Grafana:
         if missing_is_none and answer.status_code == 404:
             return None
         if not answer.is_success:
-            raise PushError(f"{doing}: Grafana at {self._url} answered {answer.status_code}: {_reason(answer)}")
+            raise PushError(f"{doing}: Grafana at {self._shown} answered {answer.status_code}: {_reason(answer)}")
         try:
             return answer.json()
         except json.JSONDecodeError:
-            raise PushError(f"{doing}: what answers at {self._url} is not Grafana (no JSON)") from None
+            raise PushError(f"{doing}: what answers at {self._shown} is not Grafana (no JSON)") from None
 
     def _answer(self, method: str, path: str, doing: str, body: dict[str, Any] | None) -> httpx.Response:
         retrying = Retrying(
@@ -139,7 +147,9 @@ class Grafana:
         except _BusyError as error:
             return error.answer
         except httpx.HTTPError as error:
-            raise PushError(f"{doing}: cannot reach Grafana at {self._url}: {error or type(error).__name__}") from None
+            raise PushError(
+                f"{doing}: cannot reach Grafana at {self._shown}: {error or type(error).__name__}"
+            ) from None
 
 
 @contextmanager
