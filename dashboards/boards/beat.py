@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..board import Board, Section, board
 from ..links import field, of_entry, of_task
 from ..palette import BAD, GOOD, PLAIN, PURPLE, QUIET, WARN, Steps, words, worse
-from ..panels import BarGauge, Query, Stat, StateTimeline, Tile, Timeseries
+from ..panels import BarGauge, Query, StateTimeline, Tile, Timeseries
 from ..queries import fact, increase, largest, mean, or_zero, top, total
 from ..tables import Column, Table
-from .parts import APP, ENTRY, RANGE, quantiles, spread, variables
+from .parts import APP, ENTRY, RANGE, number, quantiles, spread, variables
 
 BY = ("broker", "app", "entry")
 TOP = 12
@@ -32,28 +32,12 @@ def make(flower_url: str) -> Board:
     )
 
 
-def _number(title: str, asks: str, means: str, do: str, expr: str, *, unit: str = "short", steps: Steps) -> Stat:
-    return Stat(
-        title=title,
-        asks=asks,
-        means=means,
-        do=do,
-        queries=[Query(expr=expr, legend=title, instant=RANGE in expr)],
-        width=6,
-        height=4,
-        graph=RANGE not in expr,  # over time, each point would look back as far as the whole board shows
-        unit=unit,
-        steps=steps,
-        text_mode="value",
-    )
-
-
 def _numbers() -> list[Tile]:
     def grown(name: str) -> str:
         return or_zero(total(increase(f"celery_beat_{name}_total", *ENTRY, window=RANGE)))
 
     return [
-        _number(
+        number(
             "Apps without one beat",
             "Is there exactly one scheduler for each app?",
             "Apps with no leading beat (nothing is scheduled) or with more than one (all runs twice).",
@@ -61,7 +45,7 @@ def _numbers() -> list[Tile]:
             or_zero(f"count({fact('celery_beats', *APP)} != 1)"),
             steps=worse(bad=1),
         ),
-        _number(
+        number(
             "Most overdue",
             "Is something due and not sent?",
             "How long the most overdue entry has been due without a dispatch.",
@@ -70,7 +54,7 @@ def _numbers() -> list[Tile]:
             unit="s",
             steps=worse(warn=10, bad=60),
         ),
-        _number(
+        number(
             "Slots missed",
             "Which runs never came?",
             "Slots that passed, the next one due too, without a dispatch, in the time shown.",
@@ -78,7 +62,7 @@ def _numbers() -> list[Tile]:
             grown("missed"),
             steps=worse(warn=1),
         ),
-        _number(
+        number(
             "Dispatches that failed",
             "Did the broker refuse?",
             "Dispatches that the broker did not take: those runs are lost, beat does not repeat them.",

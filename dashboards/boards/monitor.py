@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..board import Board, Section, board
 from ..links import board as to_board
 from ..palette import BAD, BLUE, GOOD, PURPLE, WARN, Steps, words, worse
-from ..panels import Note, Query, Stat, StateTimeline, Tile, Timeseries, colors
+from ..panels import Note, Query, StateTimeline, Tile, Timeseries, colors
 from ..queries import largest, or_zero, own_fact, own_increase, own_rate, total
 from ..tables import Column, Table
-from .parts import BROKER, RANGE, variables
+from .parts import BROKER, RANGE, number, variables
 
 INSTANCE = "{{instance}} {{broker}}"
 LAG = 2.5
@@ -38,25 +38,9 @@ def make(flower_url: str) -> Board:
     )
 
 
-def _number(title: str, asks: str, means: str, do: str, expr: str, *, unit: str = "short", steps: Steps) -> Stat:
-    return Stat(
-        title=title,
-        asks=asks,
-        means=means,
-        do=do,
-        queries=[Query(expr=expr, legend=title, instant=RANGE in expr)],
-        width=6,
-        height=4,
-        graph=RANGE not in expr,  # over time, each point would look back as far as the whole board shows
-        unit=unit,
-        steps=steps,
-        text_mode="value",
-    )
-
-
 def _numbers() -> list[Tile]:
     return [
-        _number(
+        number(
             "Subscriptions deaf",
             "Does every monitor hear every broker?",
             "Subscriptions over which the monitor's own echo does not come back.",
@@ -64,7 +48,7 @@ def _numbers() -> list[Tile]:
             or_zero(f"count({own_fact('celeryscope_connected', *BROKER)} == 0)"),
             steps=worse(bad=1),
         ),
-        _number(
+        number(
             "Event lag",
             "How old are the numbers?",
             "Publish to processing of the latest echo; the worst over monitors.",
@@ -73,7 +57,7 @@ def _numbers() -> list[Tile]:
             unit="s",
             steps=worse(warn=1, bad=LAG),
         ),
-        _number(
+        number(
             "Outcomes missed",
             "What happened while it was down?",
             "Tasks known from before a restart and gone after it, counted under no outcome, in the time shown.",
@@ -81,7 +65,7 @@ def _numbers() -> list[Tile]:
             or_zero(largest(own_increase("celeryscope_task_outcomes_missed_total", *BROKER, window=RANGE))),
             steps=worse(warn=1),
         ),
-        _number(
+        number(
             "Failures waiting for Slack",
             "Does anybody get told?",
             "Age of the oldest failure that is not in the incident store yet.",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..board import Board, Section, board
 from ..links import board as to_board
 from ..links import field, of_entry, of_queue, of_task, of_worker
-from ..palette import BAD, BLUE, GOOD, OUTCOMES, PLAIN, QUIET, Steps, at_least, words, worse
+from ..palette import BAD, BLUE, GOOD, OUTCOMES, QUIET, Steps, at_least, words, worse
 from ..panels import Query, Stat, Tile, Timeseries, colors
 from ..queries import fact, increase, largest, or_zero, own_fact, own_increase, top, total
 from ..recordings import by_owner, recorded
 from ..tables import Column, Table
-from .parts import BROKER, RECORDED, of_online, variables
+from .parts import BROKER, RECORDED, number, of_online, variables
 
 HEIGHT = 3
 SLOW_LAG = 2.5
@@ -33,32 +35,8 @@ def make(flower_url: str) -> Board:
     )
 
 
-def _stat(
-    title: str,
-    asks: str,
-    means: str,
-    do: str,
-    expr: str,
-    *,
-    leads: str,
-    unit: str = "short",
-    steps: Steps = PLAIN,
-    now: bool = False,
-) -> Stat:
-    return Stat(
-        title=title,
-        asks=asks,
-        means=means,
-        do=do,
-        queries=[Query(expr=expr, legend=title, instant=now)],
-        width=4,
-        height=HEIGHT,
-        graph=not now,
-        unit=unit,
-        steps=steps,
-        data_links=[to_board(leads)],
-        text_mode="value",
-    )
+def _stat(title: str, asks: str, means: str, do: str, expr: str, *, leads: str, **look: Any) -> Stat:
+    return number(title, asks, means, do, expr, width=4, height=HEIGHT, links=[to_board(leads)], **look)
 
 
 def _workers_now() -> list[Tile]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..board import Variable, datasource_variable, flower_variable, query_variable
-from ..palette import QUANTILES
-from ..panels import Heatmap, Query, Timeseries, colors
+from ..links import Link
+from ..palette import PLAIN, QUANTILES, Steps
+from ..panels import Heatmap, Query, Stat, Timeseries, colors
 from ..queries import fact, total
 from ..recordings import either, rate_of, recorded
 
@@ -43,6 +44,38 @@ def variables(flower_url: str, *names: str) -> list[Variable]:
     """
     chosen = [query_variable(name, _QUERIES[name][0], label=_QUERIES[name][1]) for name in ("broker", *names)]
     return [datasource_variable(), *chosen, flower_variable(flower_url)]
+
+
+def number(
+    title: str,
+    asks: str,
+    means: str,
+    do: str,
+    expr: str,
+    *,
+    unit: str = "short",
+    steps: Steps = PLAIN,
+    width: int = 6,
+    height: int = 4,
+    links: Sequence[Link] = (),
+    now: bool = False,
+) -> Stat:
+    """Return a big number with its course behind it; with `now` without: what looks back for hours is asked once."""
+    now = now or RANGE in expr
+    return Stat(
+        title=title,
+        asks=asks,
+        means=means,
+        do=do,
+        queries=[Query(expr=expr, legend=title, instant=now)],
+        width=width,
+        height=height,
+        unit=unit,
+        steps=steps,
+        data_links=links,
+        graph=not now,
+        text_mode="value",
+    )
 
 
 def quantile(share: float, histogram: str, *where: str) -> str:

@@ -6,11 +6,11 @@ from ..board import Board, Section, board
 from ..links import board as to_board
 from ..links import field, of_queue
 from ..palette import BLUE, GREEN, ORANGE, PURPLE, QUIET, Steps, worse
-from ..panels import BarGauge, Query, Stat, Tile, Timeseries, colors
+from ..panels import BarGauge, Query, Tile, Timeseries, colors
 from ..queries import fact, increase, largest, or_zero, top, total
 from ..recordings import by_owner, recorded
 from ..tables import Column, Table
-from .parts import QUEUE, RANGE, RECORDED, variables
+from .parts import QUEUE, RANGE, RECORDED, number, variables
 
 BY = ("broker", "queue")
 STATES = {"ready": ORANGE, "unacked": BLUE, "scheduled": PURPLE}
@@ -50,24 +50,9 @@ def _drain_seconds() -> str:
     return f"({_ready()} > 0) / on (broker, queue) ({_started()} > 0)"
 
 
-def _number(title: str, asks: str, means: str, do: str, expr: str, *, unit: str = "short", steps: Steps) -> Stat:
-    return Stat(
-        title=title,
-        asks=asks,
-        means=means,
-        do=do,
-        queries=[Query(expr=expr, legend=title)],
-        width=6,
-        height=4,
-        unit=unit,
-        steps=steps,
-        text_mode="value",
-    )
-
-
 def _numbers() -> list[Tile]:
     return [
-        _number(
+        number(
             "Messages ready",
             "How much work waits in the broker?",
             "Messages that no worker has fetched, over the queues chosen.",
@@ -75,7 +60,7 @@ def _numbers() -> list[Tile]:
             or_zero(total(_ready())),
             steps=Steps(BLUE, ()),
         ),
-        _number(
+        number(
             "Oldest message",
             "How late is the oldest?",
             "Now minus the later of sending and ETA, over all priorities.",
@@ -84,7 +69,7 @@ def _numbers() -> list[Tile]:
             unit="s",
             steps=worse(warn=60, bad=600),
         ),
-        _number(
+        number(
             "Queues without consumers",
             "Is work sent where nobody listens?",
             "Queues that hold messages and that no worker consumes from.",
@@ -92,7 +77,7 @@ def _numbers() -> list[Tile]:
             or_zero(f"count({_unserved()})"),
             steps=worse(bad=1),
         ),
-        _number(
+        number(
             "Slowest to drain",
             "When will all be done?",
             f"Messages ready over starts per second, with nothing more coming in; the slowest queue. {RECORDED}",

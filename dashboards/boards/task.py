@@ -6,12 +6,24 @@ from typing import Any
 
 from ..board import Board, Section, board
 from ..links import field, flower_task, of_entry, of_queue
-from ..palette import BAD, BLUE, OUTCOMES, PLAIN, PURPLE, SKY, WARN, Steps, worse
+from ..palette import BAD, BLUE, OUTCOMES, PURPLE, SKY, WARN, worse
 from ..panels import DATASOURCE, Query, Stat, Tile, Timeseries, colors
 from ..queries import earlier, fact, largest, or_zero
 from ..recordings import either_gauge, recorded
 from ..tables import Column, Table
-from .parts import BROKER, RECORDED, TASK, counted, ending, quantile, quantiles, recorded_mean, spread, variables
+from .parts import (
+    BROKER,
+    RECORDED,
+    TASK,
+    counted,
+    ending,
+    number,
+    quantile,
+    quantiles,
+    recorded_mean,
+    spread,
+    variables,
+)
 from .tasks import outcome_queries
 
 RUNTIME, WAIT = "celery_task_runtime_seconds", "celery_task_wait_seconds"
@@ -68,23 +80,8 @@ def _annotations() -> list[dict[str, Any]]:
     ]
 
 
-def _number(
-    title: str, asks: str, means: str, do: str, expr: str, *, unit: str, steps: Steps = PLAIN, graph: bool = True
-) -> Stat:
-    return Stat(
-        title=title,
-        asks=asks,
-        means=means,
-        do=do,
-        queries=[Query(expr=expr, legend=title)],
-        width=4,
-        height=4,
-        unit=unit,
-        steps=steps,
-        graph=graph,
-        data_links=[IN_FLOWER],
-        text_mode="value",
-    )
+def _number(title: str, asks: str, means: str, do: str, expr: str, **look: Any) -> Stat:
+    return number(title, asks, means, do, expr, width=4, links=[IN_FLOWER], **look)
 
 
 def _rates() -> list[Tile]:

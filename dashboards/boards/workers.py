@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..board import Board, Section, board
 from ..links import field, of_worker
 from ..palette import BAD, BLUE, GOOD, GREEN, ORANGE, QUIET, WARN, Steps, at_least, words, worse
-from ..panels import BarGauge, Query, Stat, StateTimeline, Tile, Timeseries, colors
+from ..panels import BarGauge, Query, StateTimeline, Tile, Timeseries, colors
 from ..queries import fact, increase, or_zero, rate, top, total
 from ..tables import Column, Table
-from .parts import BROKER, RANGE, WORKER, of_online, variables
+from .parts import BROKER, RANGE, WORKER, number, of_online, variables
 
 STATES = {0: ("offline", QUIET), 1: ("up", GOOD), 2: ("LOST", BAD), 3: ("WEDGED", WARN)}
 TOP = 12
@@ -35,25 +35,10 @@ def _state() -> str:
     return f"({wedged} * 3 == 3) or ({lost} * 2 == 2) or {up}"
 
 
-def _number(title: str, asks: str, means: str, do: str, expr: str, *, unit: str = "short", steps: Steps) -> Stat:
-    return Stat(
-        title=title,
-        asks=asks,
-        means=means,
-        do=do,
-        queries=[Query(expr=expr, legend=title)],
-        width=6,
-        height=4,
-        unit=unit,
-        steps=steps,
-        text_mode="value",
-    )
-
-
 def _numbers() -> list[Tile]:
     active, slots = (total(of_online(f"celery_worker_{name}", *WORKER)) for name in ("active_tasks", "concurrency"))
     return [
-        _number(
+        number(
             "Online",
             "Is anybody there?",
             "Workers whose heartbeats arrive, of all of the brokers chosen.",
@@ -61,7 +46,7 @@ def _numbers() -> list[Tile]:
             total(fact("celery_workers", *BROKER, 'state="online"')),
             steps=at_least(1),
         ),
-        _number(
+        number(
             "Lost",
             "Did one vanish?",
             "Workers whose heartbeats stopped without a goodbye: killed, out of memory, cut off.",
@@ -69,7 +54,7 @@ def _numbers() -> list[Tile]:
             or_zero(total(fact("celery_workers", *BROKER, 'state="lost"'))),
             steps=worse(bad=1),
         ),
-        _number(
+        number(
             "Wedged",
             "Does one only pretend to work?",
             "Workers that are heard, have free slots, and take nothing from queues that hold messages.",
@@ -77,7 +62,7 @@ def _numbers() -> list[Tile]:
             or_zero(total(fact("celery_worker_wedged", *WORKER))),
             steps=worse(bad=1),
         ),
-        _number(
+        number(
             "Slots busy",
             "Is there room?",
             "Executing tasks as a share of all slots of the workers chosen.",
