@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..monitor.options import from_options, settings_options
-from .rules_cli import stale, write
+from .rules_cli import settled
 from .settings import BuildSettings, DashboardsSettings
 
 DEFAULT_OUT = Path("celeryscope-dashboards")
@@ -38,9 +38,9 @@ def build(context: click.Context, /, out: Path, sketches: Path | None, check: bo
     from . import boards, generate
 
     made = boards.all_boards(from_options(BuildSettings, options, os.environ).flower_url)
-    different = _settled(out, generate.files(made), "--out", check=check)
+    different = settled(out, generate.files(made), "--out", check=check)
     if sketches is not None:
-        different |= _settled(sketches, generate.sketches(made), "--sketches", check=check)
+        different |= settled(sketches, generate.sketches(made), "--sketches", check=check)
     if check and different:
         context.exit(1)
 
@@ -64,18 +64,3 @@ def push(dry_run: bool, **options: object) -> None:
             pushing.push(grafana, models, settings.grafana_folder, dry_run=dry_run, tell=click.echo)
     except pushing.PushError as error:
         raise click.ClickException(str(error)) from None
-
-
-def _settled(folder: Path, wanted: dict[str, str], option: str, *, check: bool) -> bool:
-    """Write the files, or check them; tell what was not as it should be, and return whether something was not."""
-    different = stale(folder, wanted)
-    if not check:
-        try:
-            write(folder, wanted)
-        except OSError as error:
-            raise click.ClickException(f"{option} {folder}: cannot write {error.filename}: {error.strerror}") from None
-    for name in different:
-        click.echo(f"{folder / name} {'is out of date' if check else 'written'}")
-    if not different:
-        click.echo(f"{folder}: all {len(wanted)} files are up to date")
-    return bool(different)

@@ -41,6 +41,25 @@ def write(folder: Path, wanted: Mapping[str, str]) -> None:
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
+def settled(folder: Path, wanted: Mapping[str, str], option: str, *, check: bool) -> bool:
+    """Write the files, or check them; tell what was not as it should be, and return whether something was not.
+
+    Raises:
+        ClickException: a file cannot be written; `option` named the folder.
+    """
+    different = stale(folder, wanted)
+    if not check:
+        try:
+            write(folder, wanted)
+        except OSError as error:
+            raise click.ClickException(f"{option} {folder}: cannot write {error.filename}: {error.strerror}") from None
+    for name in different:
+        click.echo(f"{folder / name} {'is out of date' if check else 'written'}")
+    if not different:
+        click.echo(f"{folder}: all {len(wanted)} files are up to date")
+    return bool(different)
+
+
 def _text(path: Path) -> str | None:
     try:
         return path.read_bytes().decode("utf-8")
@@ -70,15 +89,5 @@ def build(context: click.Context, /, out: Path, check: bool, **options: object) 
     Thresholds come from the table [rules] of celeryscope.toml, from CELERYSCOPE_* variables, and from options.
     """
     wanted = outputs(from_options(RulesSettings, options, os.environ))
-    different = stale(out, wanted)
-    if not check:
-        try:
-            write(out, wanted)
-        except OSError as error:
-            raise click.ClickException(f"--out {out}: cannot write {error.filename}: {error.strerror}") from None
-    for name in different:
-        click.echo(f"{out / name} {'is out of date' if check else 'written'}")
-    if not different:
-        click.echo(f"{out}: all {len(wanted)} files are up to date")
-    if check and different:
+    if settled(out, wanted, "--out", check=check) and check:
         context.exit(1)
