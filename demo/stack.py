@@ -178,7 +178,8 @@ def flower(stack: Stack) -> None:
             *("--state-dir", stack.nursery.folder / "flower", "--purge-offline-workers", "600"),
             CELERYSCOPE_FLOWER_AUTH=f"{FLOWER_USER}:{stack.flower_password}",
         )
-        if stack.until(child, lambda url=url: answers(f"{url}/healthcheck")):  # type: ignore[misc]
+        # With the password: on this port another demo's Flower may be quicker, which has another one.
+        if stack.until(child, lambda url=url: answers(f"{url}/workers", (FLOWER_USER, stack.flower_password))):  # type: ignore[misc]
             stack.urls["flower"] = stack.flower_url = url
             return
     raise DemoError(f"Flower does not start:\n{child.tail()}")
@@ -269,9 +270,9 @@ SERVICES: tuple[Callable[[Stack], None], ...] = (
 """Each starts one part, once those before it stand; another part of celeryscope is one more line."""
 
 
-def answers(url: str) -> bool:
+def answers(url: str, login: tuple[str, str] | None = None) -> bool:
     """Tell whether a GET of the URL says 200."""
     try:
-        return httpx.get(url, timeout=2).status_code == httpx.codes.OK
+        return httpx.get(url, auth=login, timeout=2).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

@@ -17,7 +17,7 @@ LOGIN = ("ops", "correct-horse")
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, trust_env=False, timeout=5).status_code == 200
+        return httpx.get(url, auth=LOGIN, trust_env=False, timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -43,7 +43,7 @@ def flower(
         argv += ["--url-prefix", prefix] if prefix else []
         url = "/".join(filter(None, (f"http://127.0.0.1:{port}", prefix)))
         with running(Process(argv, log=folder / f"flower-{port}.log", cwd=folder, env=env)) as process:
-            eventually(lambda: answers(f"{url}/healthcheck") or not process.running(), 90, 0.2)  # noqa: B023
+            eventually(lambda: answers(f"{url}/workers") or not process.running(), 90, 0.2)  # noqa: B023
             if process.running():
                 yield url, process
                 return
