@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,44 @@ def test_alerts_go_where_they_should(built: Path, labels: tuple[str, ...], recei
     config = built / "alertmanager" / "alertmanager.yml"
     command = (system_command("amtool"), "config", "routes", "test", f"--config.file={config}")
     assert run(*command, *labels, "source=celeryscope").splitlines()[0] == receiver
+
+
+def alert(status: str, summary: str, **annotations: str) -> dict[str, Any]:
+    links = {"runbook_url": "https://r/W.md", "dashboard_url": "https://g/d?x=1&y=2", "description": "Do <this>."}
+    times = {"startsAt": "2026-11-21T00:00:00Z", "endsAt": "2026-11-21T01:00:00Z"}
+    return {"status": status, "annotations": {"summary": summary, **links, **annotations}, "labels": {}, **times}
+
+
+def rendered(folder: Path, alerts: list[dict[str, Any]], part: str) -> str:
+    """What Alertmanager makes of a group of alerts."""
+    status = "firing" if any(a["status"] == "firing" for a in alerts) else "resolved"
+    group = {"alertname": "WorkerLost", "broker": "main"}
+    data = {"status": status, "alerts": alerts, "groupLabels": group, "commonLabels": {**group, "severity": "warning"}}
+    (folder / "data.json").write_text(json.dumps(data))
+    template = folder / "alertmanager" / "celeryscope.tmpl"
+    command = (system_command("amtool"), "template", "render", f"--template.glob={template}", "--template.type=text")
+    text = f'--template.text={{{{ template "celeryscope.{part}" . }}}}'
+    return run(*command, f"--template.data={folder / 'data.json'}", text).strip()
+
+
+def test_how_it_reads_in_slack(built: Path) -> None:
+    """What others wrote is neutralised, each alert has its links, and what is over is said to be over."""
+    gone = alert("firing", "Worker <!channel>&a is gone", flower_url="https://f/w")
+    alerts = [gone, alert("firing", "Worker b is gone"), alert("resolved", "Worker c is gone")]
+    assert rendered(built, alerts, "title") == "Warning: WorkerLost on main (2)"
+    assert rendered(built, alerts, "text").splitlines() == [
+        "• Worker &lt;!channel&gt;&amp;a is gone <https://g/d?x=1&y=2|board> <https://f/w|Flower>",
+        "• Worker b is gone <https://g/d?x=1&y=2|board>",
+        "_Do &lt;this&gt;._",
+        "*No longer:*",
+        "• Worker c is gone <https://g/d?x=1&y=2|board>",
+    ]
+    assert rendered(built, alerts, "runbook") == "https://r/W.md"
+    assert rendered(built, alerts[2:], "title") == "Resolved: WorkerLost on main"
+    assert rendered(built, alerts[2:], "color") == "#2eb67d"
+
+
+def test_fifty_alerts_are_one_readable_message(built: Path) -> None:
+    lines = rendered(built, [alert("firing", f"Worker {n} is gone") for n in range(50)], "text").splitlines()
+    assert lines[9].startswith("• Worker 9 is gone")
+    assert lines[10:] == ["… and more: 50 in all", "_Do &lt;this&gt;._"]
