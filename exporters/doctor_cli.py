@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ from rich.console import Console
 from ..monitor.apps import broker_configs
 from ..monitor.broker import BrokerError
 from ..monitor.doctor.examine import LOOKS, Patience, gather
-from ..monitor.doctor.facts import Monitored, Project, TaskTimes
+from ..monitor.doctor.facts import Facts, Monitored, Project, TaskTimes
 from ..monitor.doctor.report import as_json, render
 from ..monitor.doctor.verdict import judge
 from ..monitor.masking import masked
@@ -23,6 +24,8 @@ from .reading import Page, UnreadableError, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ..monitor.broker import BrokerConfig
 
 LEAST_RUNS = 3
 """Runs of a task from which on their mean tells something."""
@@ -50,21 +53,33 @@ def doctor(ctx: click.Context, /, *, as_data: bool, **options: object) -> None:
         raise click.ClickException(str(error)) from None
     if len(configs) > 1:
         raise click.UsageError("--broker: the doctor looks at one broker at a time; give it once")
+    with _patience(settings):
+        verdict = judge(_facts(settings, configs[0]), LOOKS, settings.ignore)
+    if as_data:
+        click.echo(json.dumps(as_json(verdict), indent=2))
+    else:
+        Console(highlight=False).print(render(verdict))
+    ctx.exit(1 if verdict.failed else 0)
+
+
+def _patience(settings: DoctorSettings) -> AbstractContextManager[Any]:
+    """Say to whoever waits at a terminal what takes so long."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        return nullcontext()
+    return console.status(f"looking at app, broker and workers, listening for {settings.listen_for:g} s …")
+
+
+def _facts(settings: DoctorSettings, config: BrokerConfig) -> Facts:
     watched = _monitored(settings)
-    facts = gather(
-        configs[0],
+    return gather(
+        config,
         _project(settings.app),
         list(_pages(settings, watched)),
         monitored=watched,
         grace=settings.grace_period,
         patience=Patience(answer=settings.answer_timeout, listen=settings.listen_for),
     )
-    verdict = judge(facts, LOOKS, settings.ignore)
-    if as_data:
-        click.echo(json.dumps(as_json(verdict), indent=2))
-    else:
-        Console(highlight=False).print(render(verdict))
-    ctx.exit(1 if verdict.failed else 0)
 
 
 def _project(name: str) -> Project | None:

@@ -10,6 +10,10 @@ from .verdict import CannotTellError, Look, Seen, configurations, everywhere, pl
 
 LONG = 10.0
 """Seconds that a run takes on average from which on a task is long."""
+PREFETCH = 4
+"""Celery's default worker_prefetch_multiplier."""
+NO_LIMITS = ("thread", "solo", "eventlet")
+"""Pools that end no task, whatever its time limit."""
 VISIBILITY = {"redis": 3600.0, "sqs": 1800.0}
 """Kombu's default visibility timeouts, in seconds, of the transports that have one."""
 PICKLES = frozenset({"pickle", "application/x-python-serialize"})
@@ -136,13 +140,21 @@ def no_time_limit(facts: Facts) -> Iterator[Seen]:
         sides = [(configuration, None) for configuration in configurations(facts)]
     found: dict[str, list[str]] = {}
     for configuration, worker in sides:
-        if _limited(configuration, worker):
+        pool = _powerless(worker)
+        if not pool and _limited(configuration, worker):
             continue
-        bare = sorted(task.name for task in configuration.tasks.values() if _unlimited(task))
+        bare = sorted(task.name for task in configuration.tasks.values() if pool or _unlimited(task))
         if bare:
-            found.setdefault(some(bare, 5), []).append(configuration.where)
+            because = f", since the {pool} pool knows no time limits" if pool else ""
+            found.setdefault(some(bare, 5) + because, []).append(configuration.where)
     for names, where in found.items():
         yield Seen(f"{some(where, 3)}: nothing ever ends {names}")
+
+
+def _powerless(worker: Worker | None) -> str:
+    """Return the worker's pool if it ends no task."""
+    pool = (worker.pool or "").partition(":")[0].rpartition(".")[2] if worker else ""
+    return pool if pool in NO_LIMITS else ""
 
 
 def _limited(configuration: Configuration, worker: Worker | None) -> bool:
@@ -215,9 +227,10 @@ def prefetch_long_tasks(facts: Facts) -> Iterator[Seen]:
     """No worker that runs long tasks reserves several messages for each slot."""
     workers_known(facts)
     greedy = {
-        name: int(worker.configuration.settings.get("worker_prefetch_multiplier", 4))
+        name: multiplier
         for name, worker in facts.workers.items()
-        if worker.configuration and int(worker.configuration.settings.get("worker_prefetch_multiplier", 4)) != 1
+        if worker.configuration
+        and (multiplier := int(worker.configuration.get("worker_prefetch_multiplier", PREFETCH))) != 1
     }
     if not greedy:
         return

@@ -36,8 +36,13 @@ def no_workers(facts: Facts) -> Iterator[Seen]:
     broker_reached(facts)
     if facts.workers_error:
         raise CannotTellError(facts.workers_error)
-    if not facts.workers:
-        yield Seen("nobody answered a question to all workers")
+    if facts.workers:
+        return
+    if facts.heard.skews:
+        text = f"{some(sorted(facts.heard.skews))} send heartbeats, and nobody answers"
+        yield Seen(text, fix="set worker_enable_remote_control to True again, or give them longer: --answer-timeout")
+    else:
+        yield Seen("nobody answered a question to all workers, and no heartbeat came")
 
 
 def queue_unconsumed(facts: Facts) -> Iterator[Seen]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..masking import masked
 from .facts import Configuration, Facts
 from .registry import CHECKS, Check, Severity
 
@@ -79,6 +80,10 @@ def judge(facts: Facts, looks: Mapping[str, Look], ignored: Iterable[str] = ()) 
             seen = list(looks[check.id](facts))
         except CannotTellError as error:
             not_checked.append(NotChecked(check, str(error)))
+            continue
+        except Exception as error:  # noqa: BLE001 - workers may tell anything; one answer must not cost all the others
+            text = masked(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+            not_checked.append(NotChecked(check, f"the check itself failed ({text}): please report it"))
             continue
         if not seen:
             passed.append(check)

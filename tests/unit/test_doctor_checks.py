@@ -55,7 +55,12 @@ def astray() -> Facts:
 
 FAULTS: list[tuple[str, Facts, str]] = [
     ("broker-unreachable", replace(HEALTHY, broker=replace(HEALTHY.broker, error="refused"), workers={}), "refused"),
-    ("no-workers", replace(HEALTHY, workers={}), "nobody answered a question to all workers"),
+    ("no-workers", replace(HEALTHY, workers={}), "w1@host send heartbeats, and nobody answers"),
+    (
+        "no-workers",
+        replace(HEALTHY, workers={}, heard=replace(HEALTHY.heard, skews={})),
+        "nobody answered a question to all workers, and no heartbeat came",
+    ),
     (
         "startup-retry",
         everywhere(broker_connection_retry_on_startup=None),
@@ -101,6 +106,11 @@ FAULTS: list[tuple[str, Facts, str]] = [
     ("events-off", with_monitored(events_on={"w1@host": False}), "w1@host (it runs tasks, and no event of them came)"),
     ("task-sent-off", everywhere(task_send_sent_event=False), "task_send_sent_event is off"),
     ("no-time-limit", unlimited(), "worker w1@host: nothing ever ends shop.pay"),
+    (
+        "no-time-limit",
+        replace(HEALTHY, workers={"w1@host": replace(WORKER, pool="celery.concurrency.thread:TaskPool")}),
+        "nothing ever ends shop.pay, shop.report, since the thread pool knows no time limits",
+    ),
     ("late-not-idempotent", with_task(acks_late=True, time_limit=60.0), "without a word on idempotence: shop.new"),
     ("visibility-timeout", with_broker(longest_eta=9000.0), "a worker holds a task with an ETA (9000 s)"),
     (
@@ -335,3 +345,12 @@ def test_errors_come_first_and_the_ignored_are_left_out() -> None:
     assert [finding.check.id for finding in verdict(facts).findings] == ["accept-pickle", "task-sent-off"]
     result = judge(facts, LOOKS, ["accept-pickle", "task-sent-off"])
     assert ([one.id for one in result.ignored], result.failed) == (["accept-pickle", "task-sent-off"], False)
+
+
+def test_a_check_that_breaks_is_said_and_costs_no_other() -> None:
+    """Whatever workers tell, in whatever version."""
+    result = verdict(everywhere(worker_prefetch_multiplier="many"))
+    (broken,) = result.not_checked
+    assert broken.check.id == "prefetch-long-tasks"
+    assert broken.because.startswith("the check itself failed (ValueError: ")
+    assert not result.failed
