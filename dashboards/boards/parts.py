@@ -94,16 +94,6 @@ def ending(name: str, *where: str, by: Sequence[str] = ()) -> str:
     return total(either(f"celery_task_{name}_total", *where), by)
 
 
-def counted(name: str, *where: str, by: Sequence[str]) -> str:
-    """Return about how often a counter of tasks, such as `failed`, grew in the time shown, from its recorded rate.
-
-    A look back over five minutes every two sees each growth two or three times and misses none, and reads a tenth of
-    what `increase()` over a day of raw series does.
-    """
-    looks = f"sum_over_time({recorded(rate_of(f'celery_task_{name}_total'), *where)}[{RANGE}:2m])"
-    return f"{total(looks, by)} * 120"
-
-
 def recorded_mean(histogram: str, *where: str) -> str:
     """Return the mean of a histogram whose sum and count are recorded, for what is chosen."""
     seconds, count = (total(either(f"{histogram}_{part}", *where)) for part in ("sum", "count"))

@@ -8,14 +8,14 @@ from ..board import Board, Section, board
 from ..links import field, flower_task, of_entry, of_queue
 from ..palette import BAD, BLUE, OUTCOMES, PURPLE, SKY, WARN, worse
 from ..panels import DATASOURCE, Query, Stat, Tile, Timeseries, colors
-from ..queries import earlier, fact, largest, or_zero
+from ..queries import earlier, fact, increase, largest, or_zero, total
 from ..recordings import either_gauge, recorded
 from ..tables import Column, Table
 from .parts import (
     BROKER,
+    RANGE,
     RECORDED,
     TASK,
-    counted,
     ending,
     number,
     quantile,
@@ -185,10 +185,10 @@ def _failures() -> Table:
     return Table(
         title="Exceptions in the time shown",
         asks="How often, all in all?",
-        means=f"About how many runs of this task failed or were retried, by exception, outcome and queue. {RECORDED}",
+        means="Failed and retried runs of this task, by exception, outcome and queue.",
         do="Look one up in Flower: its task page has arguments and traceback.",
         queries=[
-            Query(expr=f"{counted('exceptions', *TASK, by=by)} > 0"),
+            Query(expr=f"{total(increase('celery_task_exceptions_total', *TASK, window=RANGE), by)} > 0"),
         ],
         columns=[
             Column("exception", "Exception"),

@@ -9,7 +9,7 @@ from ..panels import BarGauge, Query, Tile, Timeseries, colors
 from ..queries import fact, increase, largest, mean, top, total
 from ..recordings import either_gauge, rate_of, recorded
 from ..tables import Column, Table
-from .parts import RANGE, RECORDED, TASK, counted, ending, quantile_by, quantiles, recorded_mean, spread, variables
+from .parts import RANGE, RECORDED, TASK, ending, quantile_by, quantiles, recorded_mean, spread, variables
 
 TOP = 10
 BY_TASK = ("broker", "task")
@@ -146,8 +146,9 @@ def _total() -> Timeseries:
 
 
 def _failing() -> Table:
-    exact = total(increase("celery_task_failed_total", *TASK, window=RANGE), BY_TASK)
-    retried, exhausted = (counted(name, *TASK, by=BY_TASK) for name in ("retried", "retries_exhausted"))
+    def grown(name: str) -> str:
+        return total(increase(f"celery_task_{name}_total", *TASK, window=RANGE), BY_TASK)
+
     failed, succeeded = (
         total(f"avg_over_time({recorded(rate_of(f'celery_task_{name}_total'), *TASK)}[{RANGE}])", BY_TASK)
         for name in ("failed", "succeeded")
@@ -160,10 +161,10 @@ def _failing() -> Table:
         f"retried before (no attempt is left). {RECORDED}",
         do="Click the task for its exceptions and history, or for its runs and tracebacks in Flower.",
         queries=[
-            Query(expr=f"{exact} > 0"),
+            Query(expr=f"{grown('failed')} > 0"),
             Query(expr=share),
-            Query(expr=f"{retried} > 0"),
-            Query(expr=f"{exhausted} > 0"),
+            Query(expr=f"{grown('retried')} > 0"),
+            Query(expr=f"{grown('retries_exhausted')} > 0"),
         ],
         columns=[
             Column("task", "Task", links=of_task(field("task"))),
@@ -179,11 +180,11 @@ def _failing() -> Table:
 
 def _exceptions() -> Table:
     by = ("broker", "task", "exception", "outcome")
-    grown = counted("exceptions", *TASK, by=by)
+    grown = total(increase("celery_task_exceptions_total", *TASK, window=RANGE), by)
     return Table(
         title="Exceptions in the time shown",
         asks="Why do they fail?",
-        means=f"About how many runs failed or were retried, by the exception's class. {RECORDED}",
+        means="Failed and retried runs by the exception's class.",
         do="The same exception in many tasks: a shared cause, such as a database. One task: its code or its input.",
         queries=[Query(expr=f"{grown} > 0")],
         columns=[

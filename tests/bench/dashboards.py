@@ -70,7 +70,10 @@ def label_sets(labels: Sequence[str], tasks: int, buckets: Sequence[float]) -> I
         owners = [{"queue": f"queue-{n}"} for n in range(20)]
     free = [label for label in labels if label not in {*owners[0], "le", "broker"}]
     bounds = [*(f"{bound:g}" for bound in buckets), "+Inf"] if "le" in labels else [""]
-    for owner, le, *chosen in product(owners, bounds, *(VALUES.get(label, (f"some-{label}",)) for label in free)):
+    values = [VALUES.get(label, (f"some-{label}",)) for label in free]
+    # One exception fails a task, another has it retried.
+    kinds = list(zip(*values, strict=True)) if free == ["exception", "outcome"] else list(product(*values))
+    for owner, le, chosen in product(owners, bounds, kinds):
         everything = {**owner, "le": le, **dict(zip(free, chosen, strict=True))}
         yield {label: value for label, value in everything.items() if label in labels}
 
