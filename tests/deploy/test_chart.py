@@ -14,11 +14,14 @@ import pytest
 import yaml
 from celeryscope.dashboards.thresholds import defaults
 from deploying import CHART, SERVICES, helm, of_container, rendered, understood
+from documented import commands
 from helpers import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from documented import Command
 
 pytestmark = pytest.mark.repository
 
@@ -350,3 +353,20 @@ def test_the_values_are_those_of_the_schema():
             compare(inner, schema["properties"][name], f"{where}.{name}")
 
     compare(values, schema, "")
+
+
+INSTALLED = [command for command in commands(ROOT / "docs" / "kubernetes.md") if command.argv[:1] == ["helm"]]
+
+
+@pytest.mark.parametrize("command", INSTALLED, ids=lambda command: " ".join(command.argv))
+def test_what_the_page_installs_can_be_rendered(command: Command, tmp_path: Path):
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (values,) = re.findall(r"```yaml\n# values.yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "values.yaml").write_text(values)
+    here = {"deploy/helm/celeryscope": str(CHART), "values.yaml": str(tmp_path / "values.yaml")}
+    start = ["helm", "upgrade", "--install", "celeryscope"]
+    assert command.argv[:4] == start
+    done = helm("template", "celeryscope", *(here.get(word, word) for word in command.argv[4:]))
+    assert done.returncode == 0, done.stderr
+    names = {item["metadata"]["name"] for item in yaml.safe_load_all(done.stdout) if item and item["kind"] == "Service"}
+    assert "celeryscope-monitor" in names  # what the page forwards a port to
