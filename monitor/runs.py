@@ -138,8 +138,11 @@ def for_started(head: Run | None, host: Host, e: TaskEvent) -> Run | None:
 def for_end(head: Run | None, host: Host, e: TaskEvent, outcome: str) -> Run | None:
     """Return the run that ended by this event, None for one that was not seen. Raises Duplicate.
 
-    An end belongs to the run that is open on its host. A second end of a run is dropped: a hard time limit sends two.
+    An end belongs to the run that is open on its host. Where attempts overlap (a retry at once), a success or failure
+    is that of the last attempt, and may come before the `task-retried` of the one before. Else the oldest ends first.
+    A second end of a run is dropped: a hard time limit sends two.
     """
+    last = outcome in ("succeeded", "failed")
     open_here = waiting = over = None
     for run in chain(head):
         if run.state == WAITING:
@@ -149,7 +152,7 @@ def for_end(head: Run | None, host: Host, e: TaskEvent, outcome: str) -> Run | N
                 over = over or run
                 if run.ended_at == e.timestamp and run.ended_clock == e.clock:
                     raise Duplicate
-            elif open_here is None or run.state >= open_here.state:
+            elif open_here is None or (run.state, run.retries * last) >= (open_here.state, open_here.retries * last):
                 open_here = run
     if open_here is not None:
         return open_here

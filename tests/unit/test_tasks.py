@@ -208,6 +208,26 @@ def test_a_retry_ends_its_own_run_and_the_next_attempt_goes_on(overtaken: bool) 
     assert not story.table.live
 
 
+@pytest.mark.parametrize("end", ["failed", "succeeded"])
+def test_the_end_of_a_retry_may_come_before_word_of_the_retry(end: str) -> None:
+    """With a retry at once and a second pool child, Celery sends the last attempt's end before the first one's."""
+    story = Story()
+    story.task("sent", host="producer", name="t", queue="q", retries=0)
+    story.task("received", name="t", retries=0)
+    story.task("started")
+    story.task("received", name="t", retries=1)
+    story.task("sent", name="t", queue="q", retries=1)
+    story.task("started")
+    story.task(end, exception="ValueError()")
+    story.task("retried", exception="ValueError()")
+    found = {name: number for name, number in counts(story).items() if "exceptions" not in name}
+    exhausted = {"retries_exhausted{t,q}": 1} if end == "failed" else {}
+    once, twice = ("retried", end), ("sent", "received", "started")
+    expected = dict.fromkeys(once, 1) | dict.fromkeys(twice, 2)
+    assert found == {f"{kind}{{t,q}}": number for kind, number in expected.items()} | exhausted
+    assert not story.table.live
+
+
 def test_retries_exhausted_is_a_fact_of_its_own() -> None:
     story = Story()
     retry_story(story, overtaken=False)
