@@ -51,7 +51,7 @@ class Reports:
         self._left = False
         self._led: bool | None = None
         # Made on beat's own thread, which `celery worker -B` calls so, in a child process or in the worker itself.
-        self._embedded = "Beat" in (current_process().name, threading.current_thread().name)
+        self.embedded = "Beat" in (current_process().name, threading.current_thread().name)
         self._redbeat = RedBeatReader(probe)
 
     def schedule_changed(self) -> None:
@@ -100,7 +100,7 @@ class Reports:
             "scheduler": f"{cls.__module__}.{cls.__qualname__}"[:200],
             "entries": None if schedule is None else len(schedule),
             "leader": probe.leader(),
-            "embedded": self._embedded,
+            "embedded": self.embedded,
             "last_tick": probe.last_tick,
             "max_interval": _number(getattr(probe.scheduler, "max_interval", None)),
             "dropped": probe.sender.dropped,

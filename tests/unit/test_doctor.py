@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import celeryscope
 import httpx
@@ -18,6 +20,7 @@ from celery.schedules import crontab
 from celeryscope.cli import run
 from celeryscope.exporters.doctor_cli import monitored
 from celeryscope.exporters.reading import Page
+from celeryscope.monitor.beat_reports import Reports
 from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.doctor import doors, gather_app, gather_broker, gather_workers
 from celeryscope.monitor.doctor.examine import LOOKS, Errand
@@ -403,8 +406,6 @@ def test_a_monitors_page_tells_times_that_are_certain() -> None:
 
 
 def test_an_errand_is_not_waited_for_for_ever() -> None:
-    import threading
-
     gate = threading.Event()
     with pytest.raises(TimeoutError, match="asking took more than 0 s"):
         Errand("asking", gate.wait).result(0)
@@ -419,3 +420,13 @@ def test_the_healthy_set_up_needs_no_words() -> None:
     Console(file=out, width=80, highlight=False).print(render(judge(HEALTHY, LOOKS)))
     assert "✓ no check failed · 29 passed\n" in out.getvalue()
     assert "docs/doctor.md" not in out.getvalue()
+
+
+@pytest.mark.parametrize(("name", "embedded"), [("Beat", True), ("MainThread", False)])
+def test_a_beat_tells_whether_a_worker_runs_it(name: str, embedded: bool) -> None:
+    """Celery calls the thread or the process so that `celery worker -B` starts, and no other."""
+    told: list[bool] = []
+    reading = threading.Thread(name=name, target=lambda: told.append(Reports(SimpleNamespace(scheduler=None)).embedded))  # type: ignore[arg-type]
+    reading.start()
+    reading.join()
+    assert told == [embedded]
