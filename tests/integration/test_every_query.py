@@ -50,7 +50,7 @@ def settings() -> RulesSettings:
     quick += ("beat_duplicate_for", "schedule_failing_for")
     few = {"queue_growing_messages": "3", "task_failure_runs": "5", "retry_storm_retries": "2"}
     soon = {"oldest_task_age": "3s", "task_stuck_after": "3s", "recording_interval": "1s"}
-    ratios = {"workers_saturated_ratio": "0.01", "retry_storm_ratio": "0.05", "task_failure_ratio": "0.01"}
+    ratios = {"workers_saturated_ratio": "0.01", "retry_storm_ratio": "0.01", "task_failure_ratio": "0.01"}
     return defaults(**dict.fromkeys(quick, "1s"), **few, **soon, **ratios)
 
 
