@@ -1,4 +1,4 @@
-"""`celeryscope doctor` on real brokers, workers and beats: all that is planted is found (the healthy demo: tests/e2e)."""
+"""`celeryscope doctor` on real brokers, workers and beats: all that is planted is found (a healthy one: tests/e2e)."""
 
 from __future__ import annotations
 
