@@ -205,6 +205,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = cli.main(arguments, prog_name="celeryscope", standalone_mode=False)
     except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.1 has none, and prints the help itself
+            click.echo(error.format_message(), err=True)
+            return 2
         for line in error.format_message().splitlines():
             click.echo(f"celeryscope: error: {line}", err=True)
         return 2

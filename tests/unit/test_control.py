@@ -224,6 +224,13 @@ def test_what_makes_no_sense_is_a_mistake_of_usage(arguments, flower, capsys):
     assert flower.done == []
 
 
+def test_without_an_action_the_help_is_shown_and_is_no_error(capsys):
+    ran()
+    shown = "".join(capsys.readouterr())
+    assert "pool-grow" in shown
+    assert "error:" not in shown
+
+
 @pytest.mark.parametrize(
     "given",
     [
