@@ -58,11 +58,11 @@ def broker(config: BrokerConfig, names: Iterable[str], deadline: float) -> Broke
 def _redis(config: BrokerConfig, connection: Connection, names: Iterable[str], until: float) -> Broker:
     channel: Any = connection.channel()
     client = channel.client
-    # Only the base class: a prefix, where there is one, is in the names that SCAN gives.
+    # kombu's client puts a prefix, where there is one, before what it asks for, and leaves it on what SCAN gives.
     prefix = str(getattr(channel, "global_keyprefix", "") or "")
     replies, bound, unsearched = _searched(client, prefix, until)
     server = _server(client, replies, unsearched)
-    held = _number(client, "hlen", prefix + str(channel.unacked_key))
+    held = _number(client, "HLEN", str(channel.unacked_key))
     queues = {}
     for name in sorted({*names, *bound})[:QUEUES]:
         if time.monotonic() > until:
@@ -111,7 +111,7 @@ def _searched(client: Any, prefix: str, until: float) -> tuple[int | None, set[s
             texts = [_text(key).removeprefix(prefix) for key in keys]
             reply_keys |= {key for key in texts if key.endswith(".pidbox") and ".reply." in key and BINDING not in key}
             tables |= {key for key in texts if key.startswith(BINDING) and not is_noise(key[len(BINDING) :])}
-        bound = _bound(client, prefix, sorted(tables)[:BINDINGS])
+        bound = _bound(client, sorted(tables)[:BINDINGS])
     except Exception as error:  # noqa: BLE001 - SCAN may be forbidden to this user
         return None, set(), f"SCAN is refused: {reason(error)}"
     if not complete and not reply_keys:
@@ -119,10 +119,10 @@ def _searched(client: Any, prefix: str, until: float) -> tuple[int | None, set[s
     return len(reply_keys), bound, ""
 
 
-def _bound(client: Any, prefix: str, tables: Iterable[str]) -> set[str]:
+def _bound(client: Any, tables: Iterable[str]) -> set[str]:
     names = set()
     for table in tables:
-        for member in client.execute_command("SMEMBERS", prefix + table):
+        for member in client.execute_command("SMEMBERS", table):
             name = _text(member).rpartition(SEP)[2]
             if not is_noise(name):
                 names.add(name)
@@ -135,7 +135,7 @@ def _text(raw: Any) -> str:
 
 def _number(client: Any, command: str, key: str) -> int | None:
     try:
-        return int(client.execute_command(command.upper(), key))
+        return int(client.execute_command(command, key))
     except Exception:  # noqa: BLE001 - another type, or not allowed: not known
         return None
 

@@ -272,18 +272,21 @@ def test_what_workers_tell_is_read() -> None:
     assert (silent.configuration, silent.tasks, silent.queues, silent.time_limits) == (None, None, None, None)
 
 
-def test_a_redis_is_read_and_not_changed(valkey: RedisServer) -> None:
+@pytest.mark.parametrize("prefix", ["", "shop:"])
+def test_a_redis_is_read_and_not_changed(valkey: RedisServer, prefix: str) -> None:
+    """Also where it is shared with others, by a prefix of all keys."""
+    config = BrokerConfig.from_url(valkey.url, transport_options={"global_keyprefix": prefix})
     with redis.Redis.from_url(valkey.url) as client:
-        client.sadd("_kombu.binding.work", "\x06\x16\x06\x16work", "\x06\x16\x06\x16other")
-        client.sadd("_kombu.binding.celery.pidbox", "\x06\x16\x06\x16w.celery.pidbox")
-        client.sadd("_kombu.binding.reply.celery.pidbox", "x\x06\x16\x06\x16x.reply.celery.pidbox")
-        client.lpush("work", "a", "b")
-        client.lpush("work\x06\x163", "c")
-        client.hset("unacked", "tag", "message")
+        client.sadd(f"{prefix}_kombu.binding.work", "\x06\x16\x06\x16work", "\x06\x16\x06\x16other")
+        client.sadd(f"{prefix}_kombu.binding.celery.pidbox", "\x06\x16\x06\x16w.celery.pidbox")
+        client.sadd(f"{prefix}_kombu.binding.reply.celery.pidbox", "x\x06\x16\x06\x16x.reply.celery.pidbox")
+        client.lpush(f"{prefix}work", "a", "b")
+        client.lpush(f"{prefix}work\x06\x163", "c")
+        client.hset(f"{prefix}unacked", "tag", "message")
         for number in range(3):
-            client.lpush(f"{number}.reply.celery.pidbox", "x")
+            client.lpush(f"{prefix}{number}.reply.celery.pidbox", "x")
         before = sorted(client.keys())
-        found = gather_broker.broker(BrokerConfig.from_url(valkey.url), ["named"], 10)
+        found = gather_broker.broker(config, ["named"], 10)
         assert sorted(client.keys()) == before
     assert found.error == ""
     assert {name: queue.ready for name, queue in found.queues.items()} == {"work": 3, "other": 0, "named": 0}
@@ -304,7 +307,8 @@ def test_a_redis_that_refuses_says_what(valkey: RedisServer) -> None:
             channels=["*"],
             commands=["+@all", "-config", "-scan", "-info"],
         )
-    found = gather_broker.broker(BrokerConfig.from_url(valkey.url.replace("://", "://guest:secret@")), [], 10)
+        found = gather_broker.broker(BrokerConfig.from_url(valkey.url.replace("://", "://guest:secret@")), [], 10)
+        client.acl_deluser("guest")
     assert found.redis is not None
     assert (found.redis.policy, found.redis.save, found.redis.reply_keys) == (None, None, None)
     assert "CONFIG GET is refused" in found.redis.refused
