@@ -88,8 +88,9 @@ def prepared(client: FlowerClient, order: Order) -> Iterator[Step]:
             name = full_name(client, order.worker)
             yield _checked(client, order.make(name))
         elif order.task:
-            for name in everywhere(client, order.task):
-                yield Step(order.make(name))
+            found, silent = everywhere(client, order.task)
+            yield from (Step(order.make(name)) for name in found)
+            yield from (Step(order.make(name), error=_silence(name)) for name in silent)
         else:
             yield _noted(client, order.make(""))
     except FlowerError as error:
@@ -123,17 +124,21 @@ def full_name(client: FlowerClient, typed: str) -> str:
     raise FlowerError(f"no worker is called {typed!r}; {_known(online)}")
 
 
-def everywhere(client: FlowerClient, task: str) -> list[str]:
-    """Return the names of all workers that answer and register the task.
+def everywhere(client: FlowerClient, task: str) -> tuple[list[str], list[str]]:
+    """Return the names of all workers that answer and register the task, and of those that may but do not answer.
 
     Raises:
-        FlowerError: there is none.
+        FlowerError: no worker registers it.
     """
-    workers = [worker for worker in client.workers().values() if worker.answered]
-    found = sorted(worker.name for worker in workers if task in worker.tasks)
-    if not found:
-        raise _unknown_task(task, workers) if workers else FlowerError("no worker answers")
-    return found
+    online = client.online()
+    workers = client.workers()
+    answering = [worker for worker in workers.values() if worker.answered]
+    found = sorted(worker.name for worker in answering if task in worker.tasks)
+    others = (name for name, alive in online.items() if alive and name not in {worker.name for worker in answering})
+    silent = sorted(name for name in others if name not in workers or task in workers[name].tasks)
+    if not found and not silent:
+        raise _unknown_task(task, answering) if answering else FlowerError("no worker answers")
+    return found, silent
 
 
 def _checked(client: FlowerClient, action: Action) -> Step:
@@ -154,7 +159,11 @@ def _asked(client: FlowerClient, name: str) -> Worker:
             return worker
     if worker is None:
         raise FlowerError(f"no worker is called {name!r}; {_known(client.online())}")
-    raise FlowerError(f"{name} does not answer: it may be busy, stopped or gone")
+    raise _silence(name)
+
+
+def _silence(name: str) -> FlowerError:
+    return FlowerError(f"{name} does not answer: it may be busy, stopped or gone")
 
 
 def _noted(client: FlowerClient, action: Action) -> Step:

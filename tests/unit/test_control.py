@@ -162,6 +162,16 @@ def test_a_worker_that_does_not_answer_is_asked_for_nothing(flower, capsys):
     assert flower.done == [("worker/shutdown/mail@one", {})]
 
 
+def test_a_limit_for_every_worker_names_those_that_did_not_get_it(flower, capsys):
+    """Those that have not got the task are not missed."""
+    flower.mute = {"mail@two", "web@one"}
+    assert ran("rate-limit", "shop.send", "5/m") == 1
+    told = capsys.readouterr()
+    assert "mail@two does not answer" in told.err
+    assert "web@one" not in told.err
+    assert flower.done == [("task/rate-limit/shop.send", {"workername": "mail@one", "ratelimit": "5/m"})]
+
+
 def test_what_celery_does_not_do_at_once_is_said(flower, capsys):
     """It takes the limits on and goes by the old ones until the pool is restarted."""
     assert ran("time-limit", "shop.page", "--hard", "3") == 0
