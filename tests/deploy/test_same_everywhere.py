@@ -109,7 +109,9 @@ def test_units_may_do_nothing_but_their_work(name: str):
     assert options["ProtectSystem"] == "strict"
     assert options["CapabilityBoundingSet"] == options["AmbientCapabilities"] == ""
     assert options["StateDirectory"] == f"celeryscope-{name}"
-    assert options["RestartPreventExitStatus"] == "2"
+    # A broker that is away when the monitor starts ends it, with the exit code of a wrong setting.
+    assert (options["Restart"], options["StartLimitIntervalSec"]) == ("always", "0")
+    assert "RestartPreventExitStatus" not in options
     assert not re.search(r"(?i)^Environment=.*(password|token|auth|url)=(?!%d/)", text, re.MULTILINE)
     # The three differ in what they are and in nothing else.
     assert shape(text) == shape((UNITS / "celeryscope-monitor.service").read_text())
