@@ -112,8 +112,13 @@ def _sent(facts: Facts) -> set[tuple[str, str]]:
     project = facts.project
     if project:
         default = str(project.configuration.get("task_default_queue", "celery"))
-        pairs |= {(task, project.routed.get(task, default)) for task in project.configuration.tasks}
-        pairs |= {(one.task, one.queue or project.routed.get(one.task, default)) for one in project.entries}
+        tasks = project.configuration.tasks
+        pairs |= {(task, project.routed[task]) for task in tasks if task in project.routed}
+        # What the app itself does not know goes by the routes of whoever does, if there are any.
+        queues = {
+            one.task: project.routed.get(one.task, "" if one.task in tasks else default) for one in project.entries
+        }
+        pairs |= {(one.task, one.queue or queues[one.task]) for one in project.entries}
     else:
         # Neighbours on one queue get one another's tasks.
         for worker in facts.workers.values():

@@ -146,12 +146,17 @@ def _routes(app: Celery, tasks: Iterable[str]) -> tuple[dict[str, str], list[str
     for name in tasks:
         task: Any = app.tasks[name]
         try:
-            route = app.amqp.router.lookup_route(name, (), {}, {}, task) or {}
+            route: Any = app.amqp.router.lookup_route(name, (), {}, {}, task) or {}
         except Exception as error:  # noqa: BLE001 - a router of the user's own may raise anything, and does for us
             unroutable.append(f"{name} ({type(error).__name__})")
             continue
-        queue = getattr(task, "queue", None) or route.get("queue") or route.get("routing_key") or default
-        routed[name] = str(getattr(queue, "name", queue))
+        if isinstance(route, str):
+            route = {"queue": route}
+        queue = getattr(task, "queue", None) or route.get("queue")
+        if not queue and (route.get("routing_key") or route.get("exchange")):
+            unroutable.append(f"{name} (by exchange and routing key)")
+            continue
+        routed[name] = str(getattr(queue, "name", queue) or default)
         if isinstance(route.get("priority"), int):
             priorities.add(route["priority"])
     # A pattern that tells no more than its tasks do is said already.

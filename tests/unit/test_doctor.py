@@ -223,15 +223,24 @@ def test_an_app_is_read(app: Celery) -> None:
 def test_routes_of_every_kind_are_followed(app: Celery) -> None:
     """Patterns, pairs, plain names, functions; what raises is named."""
 
-    def route(name: str, *_: object, **__: object) -> dict[str, object] | None:
+    def route(name: str, *_: object, **__: object) -> object:
         if name == "shop.mail":
             raise KeyError("args")
-        return {"queue": "by_hand", "priority": 4} if name == "shop.pay" else None
+        answers = {
+            "shop.pay": {"queue": "by_hand", "priority": 4},
+            "shop.text": "text",
+            "shop.topic": {"exchange": "media", "routing_key": "media.video"},
+        }
+        return answers.get(name)
+
+    for name in ("text", "topic"):
+        app.task(name=f"shop.{name}", shared=False)(nothing)
 
     app.conf.task_routes = ([("shop.rep*", {"queue": "reports"}), ("other.*", "others")], route)
     found = gather_app.project(app, "shop")
-    assert found.routed == {"shop.report": "reports", "other.*": "others", "shop.pay": "by_hand"}
-    assert found.unroutable == ["shop.mail (KeyError)"]
+    hand_made = {"shop.pay": "by_hand", "shop.text": "text"}
+    assert found.routed == {"shop.report": "reports", "other.*": "others", **hand_made}
+    assert found.unroutable == ["shop.mail (KeyError)", "shop.topic (by exchange and routing key)"]
     assert found.route_priorities == {4}
 
 
