@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from .facts import Configuration, Facts
@@ -114,11 +115,11 @@ def _sent(facts: Facts) -> set[tuple[str, str]]:
         default = str(project.configuration.get("task_default_queue", "celery"))
         tasks = project.configuration.tasks
         pairs |= {(task, project.routed[task]) for task in tasks if task in project.routed}
-        # What the app itself does not know goes by the routes of whoever does, if there are any.
-        queues = {
-            one.task: project.routed.get(one.task, "" if one.task in tasks else default) for one in project.entries
-        }
-        pairs |= {(one.task, one.queue or queues[one.task]) for one in project.entries}
+        for entry in project.entries:
+            # What the app itself does not know goes by the routes of whoever does.
+            elsewhere = default if entry.task not in tasks else ""
+            matching = (queue for pattern, queue in project.routed.items() if fnmatchcase(entry.task, pattern))
+            pairs.add((entry.task, entry.queue or next(matching, elsewhere)))
     else:
         # Neighbours on one queue get one another's tasks.
         for worker in facts.workers.values():

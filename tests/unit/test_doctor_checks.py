@@ -26,6 +26,7 @@ from doctoring import (
 
 CRONTABLESS = {"other": {"task": "shop.pay", "schedule": "<freq: 5.00 seconds>"}}
 BEATS = {"b1": Beat(app="shop", hostname="shop@a"), "b2": Beat(app="shop", hostname="shop@b")}
+ROUTED = {"shop.pay": "default", "shop.report": "reports"}
 DOOR = Door(what="Flower", url="http://h:5555", host="h", public=True, open=True)
 
 
@@ -161,6 +162,11 @@ FAULTS: list[tuple[str, Facts, str]] = [
         "task-unregistered",
         with_project(entries=[Entry(name="nightly", task="shop.gone", queue="reports")]),
         "w1@host consumes reports and does not know shop.gone",
+    ),
+    (
+        "task-unregistered",
+        with_project(entries=[Entry(name="n", task="other.x")], routed={**ROUTED, "other.*": "reports"}),
+        "w1@host consumes reports and does not know other.x",
     ),
     (
         "task-unregistered",
