@@ -35,7 +35,7 @@ def navigation(index: str) -> list[dict[str, list[dict[str, str]]]]:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Return the page as Python's Markdown reads it the way GitHub does."""
-    out = links_out(markdown, page.file.src_uri, f"{str(config['repo_url']).rstrip('/')}/{SOURCE}")
+    out = links_out(markdown, page.file.src_uri, f"{config['extra']['repository']}/{SOURCE}")
     return "\n".join(indented(out.split("\n")))
 
 
