@@ -15,7 +15,7 @@ import celeryscope
 import httpx
 import pytest
 import redis
-from celery import Celery, Task, signals
+from celery import Celery, Task, _state, signals
 from celery.schedules import crontab
 from celeryscope.cli import run
 from celeryscope.exporters.doctor_cli import monitored
@@ -176,9 +176,12 @@ def safe() -> None:
 
 @pytest.fixture(name="unheard")
 def _unheard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever other tests have connected hears of nothing here."""
+    """Whatever other tests have connected or imported is not heard of here."""
     for signal in (signals.task_failure, signals.task_unknown):
         monkeypatch.setattr(signal, "receivers", [])
+    # A shared task of a module that any other test has imported would be a task of this app, too.
+    own = {made for made in _state._on_app_finalizers if made.__module__.startswith("celery.")}
+    monkeypatch.setattr(_state, "_on_app_finalizers", own)
 
 
 @pytest.fixture(name="app")

@@ -157,8 +157,10 @@ def test_a_configuration_read_again_gets_the_events_again():
 
 
 @pytest.mark.parametrize(("option", "expected"), [(True, True), (None, False)], ids=["-E", "no -E"])
-def test_the_workers_own_option_still_wins(option, expected):
+def test_the_workers_own_option_still_wins(option, expected, monkeypatch):
     """`celery worker -E` against a configuration that says False, and that configuration without -E."""
+    # Who makes a worker may not wait for results any more; other tests of this process do.
+    monkeypatch.setattr("celery._state._task_join_will_block", False)
     app = make(worker_send_task_events=False, broker_url="memory://")
     celeryscope.install(app)
     assert WorkController(app, task_events=option, pool="solo").task_events is expected
