@@ -180,7 +180,7 @@ def _unheard(monkeypatch: pytest.MonkeyPatch) -> None:
     for signal in (signals.task_failure, signals.task_unknown):
         monkeypatch.setattr(signal, "receivers", [])
     # A shared task of a module that any other test has imported would be a task of this app, too.
-    own = {made for made in _state._on_app_finalizers if made.__module__.startswith("celery.")}
+    own = {made for made in _state._on_app_finalizers if made.__module__ == "celery.app.builtins"}
     monkeypatch.setattr(_state, "_on_app_finalizers", own)
 
 
