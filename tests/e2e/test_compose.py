@@ -44,7 +44,11 @@ class Stack:
         self.env_file.write_text(made.stdout)
         # Grafana's image cannot be had everywhere; its files have tests of their own.
         ports = {f"{name.upper()}_PORT": "0" for name in PORTS}
-        self.env = {**os.environ, **ports, "COMPOSE_PROFILES": "demo", "WORKER_CONCURRENCY": "2"}
+        ours = ("CELERY", "COMPOSE_", "BIND", "REDIS_", "GRAFANA_", "PROMETHEUS_", "ALERTMANAGER_", "FLOWER_")
+        env = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        if image := os.environ.get("CELERYSCOPE_IMAGE"):
+            env["CELERYSCOPE_IMAGE"] = image
+        self.env = {**env, **ports, "COMPOSE_PROFILES": "demo", "WORKER_CONCURRENCY": "2"}
 
     def compose(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         binary = Path(sys.executable).with_name("docker-compose")
