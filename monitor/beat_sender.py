@@ -1,12 +1,13 @@
-"""The one thread that sends a beat probe's events: bounded, late rather than never, and never in beat's way.
+"""The one thread that sends a beat probe's events: bounded, late rather than never, and never in the host's way.
 
-Runs inside the user's beat process. Beat's thread only ever puts into a queue; all that can block is done here, on a
-connection of its own.
+Runs inside the user's beat process, and in workers that receive what beat sends. The host's thread only ever puts
+into a queue; all that can block is done here, on a connection of its own.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -73,7 +74,8 @@ class Line:
         Raises:
             Exception: whatever the transport raises; the line is of no more use then.
         """
-        self._dispatcher.send(kind, retry=False, **fields)
+        # Blind: the app's logical clock has a lock, and a pool child forked while we hold it would hang on it for ever.
+        self._dispatcher.send(kind, blind=True, Event=_clockless, retry=False, **fields)
 
     def close(self) -> None:
         """Close the connection, never mind in which state it is."""
@@ -83,15 +85,30 @@ class Line:
             logger.debug("celeryscope: closing the event connection: %s", _brief(error))
 
 
+def _clockless(kind: str, **fields: Any) -> Fields:
+    from celery.events.event import Event
+
+    del fields["clock"]  # None is more than Celery's receivers take; without one they set their own
+    event: Fields = Event(kind, **fields)
+    return event
+
+
 class Sender:
     """Sends what is `put`, in order, and what `poll` yields whenever the thread wakes.
 
     `open_line` connects and may raise; `poll` yields what is to be sent now, and is not asked while there is no
-    connection. What overflows is dropped, oldest first, and counted in `dropped`.
+    connection. What overflows is dropped, oldest first, and counted in `dropped`. After `idle` seconds in which nothing
+    was sent the thread ends and its connection with it.
     """
 
     def __init__(
-        self, open_line: Callable[[], Line], poll: Callable[[], Iterable[Message]], *, backlog: int = BACKLOG
+        self,
+        open_line: Callable[[], Line],
+        poll: Callable[[], Iterable[Message]],
+        *,
+        backlog: int = BACKLOG,
+        name: str = "celeryscope-beat",
+        idle: float = math.inf,
     ) -> None:
         self._open_line = open_line
         self._poll = poll
@@ -104,8 +121,12 @@ class Sender:
         self._failures = 0
         self._down_since: float | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="celeryscope-beat", daemon=True)
+        self._idle = idle
+        self._sent_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.dropped = 0
+        self.unsupported = False
+        """The broker cannot have events, ever: another sender would fare no better."""
 
     def start(self) -> None:
         """Start the thread; it connects at once."""
@@ -120,6 +141,16 @@ class Sender:
             self.dropped += make is not None
             return
         self._queue.put(make)
+
+    @property
+    def over(self) -> bool:
+        """Whether its thread has ended, or will not look again at what comes from now on."""
+        return self._stopping or not self._thread.is_alive()
+
+    def leave(self) -> None:
+        """Let the thread send what is left, and end; nobody waits for it."""
+        self._stopping = True
+        self._queue.put(None)
 
     def close(self) -> None:
         """Send what is left and what `poll` still has, in bounded time; a second call does nothing."""
@@ -136,10 +167,13 @@ class Sender:
                 self._work()
             except UnsupportedError as error:
                 logger.warning("celeryscope: no beat events: the %s broker has no fanout exchanges", error)
-                self._stopping = True
+                self.unsupported = self._stopping = True
                 return
             except Exception as error:  # noqa: BLE001 - kombu's transports each raise errors of their own
                 self._failed(error)
+            # Not during an outage. What is polled after this is asked for once more, in the farewell.
+            if self._line is not None and time.monotonic() - self._sent_at > self._idle:
+                self._stopping = True
         with Guard("beat probe: farewell"):
             self._farewell()
 
@@ -168,6 +202,7 @@ class Sender:
             self._collect(0.0)
             self._send_backlog(line)
             line.send(kind, fields)
+            self._sent_at = time.monotonic()
         self._recovered()
 
     def _send_backlog(self, line: Line) -> None:
@@ -177,6 +212,7 @@ class Sender:
                 message = self._backlog[0]()
             if message is not None:
                 line.send(*message)
+                self._sent_at = time.monotonic()
             self._backlog.popleft()
 
     def _failed(self, error: Exception) -> None:
@@ -196,17 +232,19 @@ class Sender:
         self._down_since, self._failures = None, 0
 
     def _farewell(self) -> None:
-        if self._line is None:
+        line = self._line
+        if line is None:
             return
         try:
             self._collect(0.0)
-            self._send_backlog(self._line)
+            self._send_backlog(line)
             for kind, fields in self._poll():
-                self._line.send(kind, fields)
+                line.send(kind, fields)
         except Exception as error:  # noqa: BLE001 - the broker may go together with beat
             logger.debug("celeryscope: last beat events not sent: %s", _brief(error))
         finally:
-            self._line.close()
+            self._line = None
+            line.close()
 
 
 def _brief(error: Exception) -> str:
