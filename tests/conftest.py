@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _guard_reraises(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that the guard would hide in production fails the suite, unless the test is about the guard."""
     monkeypatch.setattr(Guard, "reraise", "guard_swallows" not in request.keywords)
+
+
+@pytest.fixture(autouse=True)
+def _receivers_raise(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An error in a receiver of Celery's signals fails the test: Celery only logs it, whatever the guard does."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("celery.utils.dispatch.signal")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    if records and "guard_swallows" not in request.keywords:
+        formatter = logging.Formatter()
+        pytest.fail("\n".join(formatter.format(record) for record in records), pytrace=False)
 
 
 @pytest.fixture(autouse=True)

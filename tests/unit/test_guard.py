@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from celeryscope.monitor import guard as guard_module
@@ -50,6 +54,52 @@ def test_in_tests_it_reraises():
     with pytest.raises(ZeroDivisionError), Guard("step"):
         1 / 0  # noqa: B018
     assert Guard.errors["step"] == 0
+
+
+RECEIVERS = """
+import pytest
+from celery.signals import task_received
+from celeryscope.monitor.guard import Guard
+
+def receiver(**_):
+    with Guard("step"):
+        1 / 0
+
+@pytest.fixture(autouse=True)
+def _connected():
+    task_received.connect(receiver)
+    yield
+    task_received.disconnect(receiver)
+
+def test_a_bug():
+    task_received.send(sender=None)
+
+@pytest.mark.guard_swallows
+def test_about_the_guard():
+    task_received.send(sender=None)
+
+def test_nothing_of_it_is_left():
+    task_received.disconnect(receiver)
+    task_received.send(sender=None)
+"""
+
+
+def test_in_tests_it_reraises_through_celerys_signals(tmp_path):
+    """`Signal.send` catches whatever a receiver raises and logs it: the tests' own fixture finds it there."""
+    (tmp_path / "test_receivers.py").write_text(RECEIVERS)
+    ours = ["-p", "conftest", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), *ours, "-rEf", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "ZeroDivisionError" in result.stdout
+    assert "ERROR test_receivers.py::test_a_bug" in result.stdout
+    assert "3 passed, 1 error" in result.stdout, result.stdout
 
 
 @pytest.mark.guard_swallows
