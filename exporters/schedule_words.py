@@ -90,11 +90,15 @@ def _within_a_day(minute: str, hour: str) -> str | None:
     if minute == hour == "*":
         return "every minute"
     step = _EVERY.fullmatch(minute)
-    if step and hour == "*" and 60 % int(step[1]) == 0:
+    if step and hour == "*" and _divides(60, step[1]):
         return f"every {step[1]} min"
     if not minute.isdigit():
         return None
     step = _EVERY.fullmatch(hour)
-    if step and 24 % int(step[1]) == 0:
+    if step and _divides(24, step[1]):
         return f"every {step[1]} h at :{int(minute):02}"
     return f"hourly at :{int(minute):02}" if hour == "*" else None
+
+
+def _divides(whole: int, step: str) -> bool:
+    return int(step) > 0 and whole % int(step) == 0

@@ -30,6 +30,8 @@ from celeryscope.exporters.schedule_words import between, in_words
         ("crontab", "0 9 * * 1-5", "0 9 * * 1-5"),
         ("crontab", "*/5 9 * * 1", "*/5 9 * * 1"),
         ("crontab", "nonsense", "nonsense"),
+        ("crontab", "*/0 * * * *", "*/0 * * * *"),  # Celery refuses it; a label may say anything
+        ("crontab", "0 */0 * * *", "0 */0 * * *"),
         ("crontab", ",".join(map(str, range(0, 60, 2))) + " * * * *", "0,2,4,6,8,10,12,14,16,1…"),
         ("solar", "solar_noon 50.0 8.5", "solar noon"),
         ("clocked", "2026-11-21T20:00:00+00:00", "once, 2026-11-21 20:00"),
