@@ -125,12 +125,11 @@ def monitor_command() -> click.Command:
         from .monitor.options import from_options, settings_options
         from .monitor.settings import MonitorSettings
 
-        keep()
-
     @click.command("monitor", help=COMMANDS["monitor"].help)
     @settings_options(MonitorSettings)
     @click.option("--with-alerter", is_flag=True, help="Run the alerter in this process as well, with its settings.")
     def monitor(with_alerter: bool, **options: object) -> None:
+        keep()  # not before it runs: somebody may only have asked for its help
         settings = from_options(MonitorSettings, options, os.environ)
         if not with_alerter:
             serve(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def test_version_and_help_are_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([name, "--help"]) == 0
     assert f"celeryscope {name}" in capsys.readouterr().out
+
+
+def test_to_look_a_command_up_takes_nothing_from_the_garbage_collector() -> None:
+    """Whoever asks for its help, in a process of their own, must get what they use freed."""
+    before = gc.get_freeze_count()
+    cli.run(["monitor", "--help"])
+    assert gc.get_freeze_count() == before
 
 
 def test_every_setting_of_the_monitor_is_an_option_with_help(capsys: pytest.CaptureFixture[str]) -> None:
