@@ -22,6 +22,12 @@ def held_back() -> Iterator[None]:
             gc.enable()
 
 
+def sweep() -> None:
+    """Free what was made and is not used after all, also what refers to itself and was meant to stay for good."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def keep() -> None:
     """Never look again at what there is now: modules, and the state of before. What gets unused is freed all the same.
 

@@ -14,9 +14,9 @@ from .apps import broker_configs
 from .broker import BrokerConfig, BrokerError, reason
 from .catalog import METRICS, configured
 from .facts import Family
-from .garbage import held_back
+from .garbage import held_back, sweep
 from .sources import check
-from .statefile import StateError, StateFile
+from .statefile import StateError, StateFile, encode
 from .watch import BrokerWatch
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celeryscope.monitor.service")
 
 CHECK_SECONDS = 6.0
+SAVE_SECONDS = 6.0
+"""Most seconds that the last save may take, of the ten that an orchestrator gives; half a second is what it takes."""
 STATE = "state"
 """The name of the state file as a collector."""
 
@@ -90,6 +92,7 @@ class Monitor:
         self._saving = threading.Lock()
         self._stopping = threading.Event()
         self._saver = threading.Thread(target=self._save_now_and_then, name="celeryscope-state", daemon=True)
+        self._last = threading.Thread(target=self._save_last, name="celeryscope-last-save", daemon=True)
 
     def restore(self) -> None:
         """Take the state directory and what it holds, before anything else.
@@ -114,6 +117,7 @@ class Monitor:
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, an empty start beats none
                 senseless.append(f"broker {name!r}: {type(error).__name__}: {error}")
         if senseless:
+            sweep()  # half of it was taken in
             file.set_aside(f"makes no sense for {'; '.join(senseless)}")
 
     def probe(self, stop: threading.Event) -> None:
@@ -143,26 +147,31 @@ class Monitor:
         with ThreadPoolExecutor(max_workers=min(len(self.watches), 16), thread_name_prefix="celeryscope-stop") as pool:
             list(pool.map(BrokerWatch.stop, self.watches.values()))
         if self._file is not None:
-            if self._saver.is_alive():
-                self._saver.join()  # what it is saving must not come after the last one
-            self.save(clean=True)
+            if self._last.ident is None:
+                self._last.start()
+            self._last.join(SAVE_SECONDS)
+            if self._last.is_alive():
+                logger.warning("--state-dir: the disk does not answer; ending without the last save, as after a crash")
         self.close()
 
     def close(self) -> None:
-        """Let go of the state directory."""
-        if self._file is not None:
+        """Let go of the state directory; a save that still hangs keeps it until the process has ended."""
+        if self._file is not None and not self._last.is_alive():
             self._file.close()
 
     def save(self, *, clean: bool) -> bool:
         """Save the state now; `clean` says that nothing comes after it."""
         assert self._file is not None
-        with self._saving, held_back():
+        with self._saving:
             began = time.perf_counter()
-            state = {name: watch.pipeline.dump(clean=clean) for name, watch in self.watches.items()}
-            saved = self._file.save(state, last=clean)
+            saved = self._file.write(self._encoded(clean=clean), last=clean)
             at = self._clock() if saved else self._saved[2]
             self._saved = (saved, time.perf_counter() - began, at)
         return saved
+
+    def _encoded(self, *, clean: bool) -> bytes:
+        with held_back():  # not while the disk is busy: it may hang
+            return encode({name: watch.pipeline.dump(clean=clean) for name, watch in self.watches.items()})
 
     def readiness(self) -> list[Readiness]:
         """Return for each broker whether our own echo came back lately; dead workers make nothing unready."""
@@ -181,6 +190,11 @@ class Monitor:
     def _save_now_and_then(self) -> None:
         while not self._stopping.wait(self._settings.state_save_interval):
             self.save(clean=False)
+
+    def _save_last(self) -> None:
+        if self._saver.is_alive():
+            self._saver.join()  # what it is saving must not come after the last one
+        self.save(clean=True)
 
     def _probe_all(self, stop: threading.Event) -> dict[str, str]:
         """Return the problem of each broker that cannot be used; the probes run side by side, until `stop`."""

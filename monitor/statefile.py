@@ -18,6 +18,7 @@ logger = logging.getLogger("celeryscope.monitor.statefile")
 
 VERSION = 1
 MAGIC = b"celeryscope-state"
+CLEAN = b"clean\n"
 KEEP_DAMAGED = 3
 _DIGEST = hashlib.blake2b
 
@@ -60,8 +61,9 @@ class StateFile:
     """The state of one monitor in a directory, locked from `open` to `close`.
 
     Files: `state`, `lock`, and `state.damaged-TIME` for the last few that could not be read. All are readable by
-    their owner alone. While a monitor works the lock holds its process id: `crashed` says, after `open`, that one was
-    left there, so that whoever wrote the state has gone on counting after it.
+    their owner alone. The lock says `clean` from the last save on until somebody begins anew: `crashed` says, after
+    `open`, that it does not, so that whoever wrote the state may have gone on counting after it. To take the word away
+    takes no room on the disk.
     """
 
     def __init__(self, directory: Path, wall: Callable[[], float] = time.time) -> None:
@@ -93,21 +95,25 @@ class StateFile:
     def begin(self) -> bool:
         """Note that from now on the saved state is out of date, until it is saved for the last time; as `save`."""
         try:
-            self._mark(b"%d\n" % os.getpid())
+            self._mark(b"")
         except OSError as error:
             self._complain(error)
             return False
         return True
 
     def save(self, state: dict[str, Any], *, last: bool = False) -> bool:
-        """Write the state; say whether that worked. A full disk is logged once, and never ends the monitor.
+        """Write the state; see `write`."""
+        return self.write(encode(state), last=last)
+
+    def write(self, content: bytes, *, last: bool = False) -> bool:
+        """Write an encoded state; say whether that worked. A full disk is logged once, and never ends the monitor.
 
         `last` says that nothing comes after it: what is saved can be gone on from.
         """
         try:
-            self._write(encode(state))
+            self._write(content)
             if last:
-                self._mark(b"")
+                self._mark(CLEAN)
         except OSError as error:
             self._complain(error)
             return False
@@ -147,12 +153,13 @@ class StateFile:
             raise StateError(
                 f"{str(self.directory)!r} is held by another monitor; give each its own directory"
             ) from None
-        self.crashed = os.fstat(self._lock).st_size > 0
+        self.crashed = os.pread(self._lock, len(CLEAN) + 1, 0) != CLEAN and self.path.exists()
 
-    def _mark(self, holder: bytes) -> None:
+    def _mark(self, word: bytes) -> None:
         assert self._lock is not None
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, holder, 0)
+        if word:
+            os.pwrite(self._lock, word, 0)
         os.fsync(self._lock)
 
     def _read(self) -> dict[str, Any]:

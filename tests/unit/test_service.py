@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celeryscope.monitor import service
 from celeryscope.monitor.broker import BrokerConfig, BrokerError
 from celeryscope.monitor.configuration import load
 from celeryscope.monitor.events import TaskEvent
+from celeryscope.monitor.garbage import held_back, keep
 from celeryscope.monitor.service import Monitor, StartError
 from celeryscope.monitor.settings import MonitorSettings
 
@@ -86,6 +90,58 @@ def test_senseless_parts_cost_nothing_but_themselves(tmp_path: Path, caplog: pyt
         second.restore()
         assert value(second, "celery_tasks_waiting", "c") == {("shop.pay", "q"): 1}
     assert caplog.text.count("set aside as state.damaged-") == 1
+
+
+def test_what_was_half_taken_in_is_freed_and_not_kept_for_good(tmp_path: Path) -> None:
+    """It refers to itself, and what the process begins with is never looked at again by the garbage collector."""
+    with closing(monitor(tmp_path)) as first:
+        first.restore()
+        first.watches[""].feed([sent("1")], NOW)
+        assert first._file is not None
+        first._file.save({"": {**first.watches[""].pipeline.dump(clean=True), "events": 7}}, last=True)
+    try:
+        with held_back():
+            second = monitor(tmp_path)
+            keep()
+        discarded = weakref.ref(second.watches[""].pipeline.tasks)
+        with closing(second):
+            with held_back():
+                second.restore()
+                keep()
+            gc.collect()
+            assert discarded() is None
+    finally:
+        gc.unfreeze()
+
+
+def test_a_disk_that_hangs_holds_up_the_end_for_a_while_and_not_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end is then like a crash: nothing is called clean, and nobody else has the directory meanwhile."""
+    monkeypatch.setattr(service, "SAVE_SECONDS", 0.1)
+    answers = threading.Event()
+    given = monitor(tmp_path)
+    given.restore()
+    file = given._file
+    assert file is not None
+    write = file._write
+
+    def hang(content: bytes) -> None:
+        assert gc.isenabled()  # whoever waits for the disk does not stop it
+        answers.wait(60)
+        write(content)
+
+    monkeypatch.setattr(file, "_write", hang)
+    try:
+        with caplog.at_level(logging.WARNING):
+            given.stop()
+        assert "the disk does not answer" in caplog.text
+        with pytest.raises(StartError, match="held by another monitor"):
+            monitor(tmp_path).restore()
+    finally:
+        answers.set()
+        given._last.join(60)
+        given.close()
 
 
 def test_the_state_file_reports_itself(tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ def test_who_began_and_did_not_save_for_the_last_time_has_crashed(home: Path) ->
             file.open()
             return file.crashed
 
-    saved(home)
     assert not crashed()
+    saved(home)
+    assert crashed()
     for saves, expected in [([], True), ([False], True), ([False, True], False)]:
         with opened(home) as file:
             file.open()
@@ -69,6 +70,30 @@ def test_who_began_and_did_not_save_for_the_last_time_has_crashed(home: Path) ->
             for last in saves:
                 assert file.save(STATE, last=last)
         assert crashed() == crashed() == expected
+
+
+def test_a_crash_is_seen_though_the_disk_was_full_when_the_monitor_began(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be written then, and what was counted goes on from the state of the last clean stop."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    with opened(home) as file:
+        file.open()
+        assert file.save(STATE, last=True)
+    with opened(home) as file, monkeypatch.context() as patch:
+        file.open()
+        assert not file.crashed
+        patch.setattr(statefile.os, "pwrite", full)
+        patch.setattr(StateFile, "_write", full)
+        assert file.begin()
+        assert not file.save(STATE)
+        assert not file.save(STATE, last=True)
+    with opened(home) as file:
+        assert file.open() == STATE
+        assert file.crashed
 
 
 def test_a_new_directory_holds_no_state(home: Path) -> None:
