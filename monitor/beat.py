@@ -238,9 +238,16 @@ class Probe:
             if error is None and task_id is None:
                 return  # a scheduler of the user's own that decided against it
             count = self._counted(attempt, task_id, failed=error is not None)
-            self.counts[attempt.name] = count
+            try:
+                self._report(attempt, count, error)
+            finally:
+                # In this order: no heartbeat that holds the count goes ahead of its report, which alone says when the
+                # run was due.
+                self.counts[attempt.name] = count
         finally:
             self.busy = None
+
+    def _report(self, attempt: Attempt, count: Count, error: Exception | None) -> None:
         self.seq += 1
         next_due = None
         if entries.kind_of(attempt.entry.schedule) == "unknown":

@@ -243,6 +243,26 @@ def test_while_a_publish_hangs_the_heartbeat_confirms_nothing_later():
     assert b.probe.reports._heartbeat()[1]["asof"] == w.now
 
 
+def test_no_heartbeat_that_counts_a_dispatch_goes_ahead_of_its_report():
+    """The report alone says when the run was due. A heartbeat may be made at any moment: here as early as it can."""
+    w = World({"two": interval(2.0)})
+    b = w.start()
+    w.run(3.0)
+    before, put = b.probe.counts["two"].dispatched, b.probe.sender.put
+    said: list[dict[str, Any]] = []
+
+    def put_and_beat(make: Any) -> None:
+        said.append(b.probe.reports._heartbeat()[1])
+        put(make)
+
+    b.probe.sender.put = put_and_beat  # type: ignore[method-assign]
+    began = w.now
+    b.scheduler.apply_async(b.scheduler.schedule["two"])
+    assert [heartbeat["totals"]["two"][0] for heartbeat in said] == [before]
+    assert said[0]["asof"] == began
+    assert b.probe.reports._heartbeat()[1]["totals"]["two"][0] == before + 1
+
+
 def test_an_unchanged_schedule_costs_no_second_look():
     w = World({"two": interval(2.0)})
     b = w.start()
