@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .chains import Bounds, Chain, Tally
 
@@ -41,6 +41,17 @@ class Skew:
         return least if math.isfinite(least) else 0.0
 
 
+class Testimony(NamedTuple):
+    """What a worker said of a dispatch that it received: times by the clock of the beat that made it."""
+
+    sent: float
+    due: float | None
+    uuid: str | None
+    first: float | None
+    tally: Tally
+    """What that beat will have counted with it."""
+
+
 class Boot:
     """One beat process from its start to its end; times of hearing are by the monitor's clock."""
 
@@ -62,8 +73,10 @@ class Boot:
         self.listed: set[str] | None = None
         self.hides = False
         self._listing: tuple[int, set[int], set[str]] = (-1, set(), set())
-        self.testimony: dict[str, BeatEvent] = {}
+        self.testimony: dict[str, Testimony] = {}
         """Per entry the latest of its dispatches that a worker received, where its own report is not here yet."""
+        self.ran: dict[str, int] = {}
+        """Per entry how many attempts this beat calls failed although a worker received them, and was believed."""
 
     def hear(self, e: BeatEvent, now: float) -> None:
         """Take over what every event of a beat says about it."""
@@ -108,12 +121,34 @@ class Boot:
 
     def testify(self, e: BeatEvent) -> None:
         """Keep what a worker said of a dispatch that this beat itself has not reported (yet)."""
-        name = e.entry or ""
+        name, tally = e.entry or "", Tally(e.dispatched, e.failed, e.skipped)
         known, kept = self.tallies.get(name, Tally()).attempts, self.testimony.get(name)
         if kept is not None:
-            known = max(known, kept.dispatched + kept.failed)
-        if e.dispatched + e.failed > known and (kept is not None or len(self.testimony) < ENTRIES):
-            self.testimony[name] = e
+            known = max(known, kept.tally.attempts)
+        if e.sent is not None and tally.attempts > known and (kept is not None or len(self.testimony) < ENTRIES):
+            self.testimony[name] = Testimony(e.sent, e.due, e.uuid, e.first, tally)
+
+    def count(self, entry: str, said: Tally) -> tuple[Tally | None, Tally]:
+        """Take in what it has counted for an entry; return what was known before, None for nothing, and what is now.
+
+        A publish may raise although the broker has taken the message. Where a worker's word of that run came first and
+        was believed, it stays dispatched: the same attempt is not counted as failed as well.
+        """
+        known, ran = self.tallies.get(entry), self.ran.get(entry, 0)
+        before = known or Tally()
+        said = said._replace(dispatched=said.dispatched + ran, failed=said.failed - ran)
+        more = before.dispatched - said.dispatched
+        if more > 0 and said.attempts >= before.attempts:
+            self.ran[entry] = ran + more
+            said = said._replace(dispatched=said.dispatched + more, failed=said.failed - more)
+        now = self.tallies[entry] = Tally(*map(max, before, said))
+        return known, now
+
+    def forget(self, entry: str) -> None:
+        """Forget an entry that is gone."""
+        self.tallies.pop(entry, None)
+        self.testimony.pop(entry, None)
+        self.ran.pop(entry, None)
 
     def alive(self, now: float, hearing_since: float) -> bool:
         """Tell whether it said something lately; while the monitor is deaf nobody dies."""
@@ -133,6 +168,7 @@ class Boot:
             "label": self.label, "first": self.first_heard, "last": self.last_heard, "leader": self.leader,
             "offline": self.offline, "dropped": self.dropped, "tallies": self.tallies, "entries": self.entries,
             "last_tick": self.last_tick, "skew": self.skew.seconds, "seq": self.seq, "synced": self.synced,
+            "testimony": self.testimony, "ran": self.ran,
         }  # fmt: skip
 
     @classmethod
@@ -143,6 +179,9 @@ class Boot:
         boot.dropped, boot.entries, boot.last_tick = state["dropped"], state["entries"], state["last_tick"]
         boot.seq, boot.synced = state["seq"], state["synced"]
         boot.tallies = {entry: Tally(*tally) for entry, tally in state["tallies"].items()}
+        for entry, (sent, due, uuid, first, tally) in state.get("testimony", {}).items():
+            boot.testimony[entry] = Testimony(sent, due, uuid, first, Tally(*tally))
+        boot.ran = state.get("ran", {})
         boot.skew.see(boot.last_heard - state["skew"], boot.last_heard)
         return boot
 
@@ -160,6 +199,7 @@ class BeatApp:
         """True where the monitor was deaf meanwhile: another beat may have led, and gone, unheard."""
         self.led_by = ""
         """The leading beat heard last."""
+        self._dropped = 0
 
     def boot(self, e: BeatEvent, now: float) -> Boot:
         """Return the beat that sent the event, in the state after it."""
@@ -168,8 +208,7 @@ class BeatApp:
             host = e.hostname.rpartition("@")[2]
             boot = self.boots[e.boot] = Boot(e.boot, f"{self.name}@{host}", now)
             if len(self.boots) > BOOTS:
-                oldest = min(self.boots.values(), key=lambda b: b.last_heard)
-                del self.boots[oldest.name]
+                self.forget_boot(min(self.boots.values(), key=lambda b: b.last_heard))
         boot.hear(e, now)
         if boot.leads():
             if boot.name == self.led_by:
@@ -180,6 +219,16 @@ class BeatApp:
                 self.doubt(before)
             self.led_by = boot.name
         return boot
+
+    def forget_boot(self, boot: Boot) -> None:
+        """Forget a beat that is gone; what it dropped stays counted."""
+        self._dropped += boot.dropped
+        del self.boots[boot.name]
+
+    @property
+    def dropped(self) -> int:
+        """Reports that its beats had to drop, since the monitor counts them."""
+        return self._dropped + sum(boot.dropped for boot in self.boots.values())
 
     def forgive(self, boot: Boot, moment: float) -> None:
         """Where it is unsure who led, judge nothing that was due before `moment`."""
@@ -205,6 +254,24 @@ class BeatApp:
     def latest(self) -> Boot | None:
         """Return the leading beat that was heard last."""
         return max((b for b in self.boots.values() if b.leads()), key=lambda b: b.last_heard, default=None)
+
+    def dump(self) -> dict[str, Any]:
+        """Return what must survive a restart of the monitor, as plain data."""
+        return {
+            "dead": self.dead,
+            "led_by": self.led_by,
+            "dropped": self._dropped,
+            "boots": {boot.name: boot.dump() for boot in self.boots.values()},
+            "chains": {entry: chain.dump() for entry, chain in self.chains.items()},
+        }
+
+    def load(self, state: dict[str, Any], *, crashed: bool) -> None:
+        """Take back all that was dumped but the chains, which are the ledger's to admit; counts are 0 after a crash."""
+        self.dead, self.led_by = state["dead"], state["led_by"]
+        self.unsure = not self.dead
+        self.boots = {boot: Boot.load(boot, saved) for boot, saved in state["boots"].items()}
+        # Each beat goes on with its own count: less what it was at the save, it begins at 0.
+        self._dropped = -self.dropped if crashed else state.get("dropped", 0)
 
     def chain(self, name: str, now: float, bounds: Bounds) -> Chain | None:
         """Return the entry's chain, made where it is new; None where there are too many."""

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 EARLY = -1.0
 """A dispatch further ahead of its slot than this was not due: beat began with an outdated last run."""
 
+HIDDEN_BEYOND = 3_600.0
+"""django-celery-beat lists a crontab whenever it is due within two hours; an hour spares daylight saving time."""
+
 SAME = 1.0
 """Two times of one thing differ by less: beat writes the last run down a little before or after it dispatches."""
 
+COUNTS = ("dispatched", "failed", "missed", "duplicates")
 KEPT = (
     "task", "queue", "kind", "spec", "tz", "every", "enabled", "since", "anchor", "anchor_boot", "anchor_own",
     "first_due", "due", "counted", "grid", "drift", "last_dispatch", "last_success", "last_failure",
-    "dispatched", "failed", "missed", "duplicates", "lateness", "interval", "end_to_end",
+    *COUNTS, "lateness", "interval", "end_to_end",
 )  # fmt: skip
 
 
@@ -272,14 +276,25 @@ class Chain:
             return 0.0
         return max(0.0, moment - self.first_due)
 
+    def hidden(self, moment: float) -> bool:
+        """Tell whether django-celery-beat may leave the entry out although it exists: its slot is far away."""
+        if self.kind not in {"crontab", "clocked"} or self.due is None:
+            return False
+        fields = self.spec.split()
+        if self.kind == "crontab" and not (len(fields) == 5 and fields[1].isdigit()):
+            return False
+        following = self.slots.after(self.due)
+        return all(abs(slot - moment) > HIDDEN_BEYOND for slot in (self.due, following) if slot is not None)
+
     def dump(self) -> dict[str, Any]:
         """Return the state as plain data."""
         return {name: getattr(self, name) for name in KEPT}
 
-    def load(self, state: dict[str, Any], *, histograms: bool) -> None:
-        """Take over what `dump` returned; `histograms` tells whether their bounds are still the same."""
+    def load(self, state: dict[str, Any], *, histograms: bool, counts: bool) -> None:
+        """Take over what `dump` returned, with its `histograms` and `counts` or without; those are 0 then."""
+        left_out = (() if histograms else Bounds._fields) + (() if counts else COUNTS)
         for name in KEPT:
-            if name in state and (histograms or name not in Bounds._fields):
+            if name in state and name not in left_out:
                 setattr(self, name, state[name])
         self.slots = build(self.kind, self.spec, self.tz, self.every)
 

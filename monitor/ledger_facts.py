@@ -66,7 +66,7 @@ def families(ledger: Ledger) -> Iterator[Family]:
         yield Family(catalog[f"celery_beat_{name}"], _numbers(((k, number(c)) for k, c in rows), merge))
     overdue = [sample for app in ledger.apps.values() for sample in _overdue(ledger, app)]
     yield Family(catalog["celery_beat_overdue_seconds"], _numbers(overdue, max))
-    dropped = ledger.dropped + sum(b.dropped for app in ledger.apps.values() for b in app.boots.values())
+    dropped = ledger.dropped + sum(app.dropped for app in ledger.apps.values())
     yield Family(catalog["celeryscope_probe_dropped_total"], [(("beat",), dropped)])
 
 

@@ -67,8 +67,8 @@ class Schedules(Protocol):
     def dump(self) -> Any:
         """Return the ledger as builtins."""
 
-    def load(self, state: Any) -> None:
-        """Take back what `dump` gave."""
+    def load(self, state: Any, *, crashed: bool = False) -> None:
+        """Take back what `dump` gave; after a crash all counts begin at 0."""
 
 
 class Pipeline:
@@ -243,8 +243,8 @@ class Pipeline:
     def dump(self, *, clean: bool) -> dict[str, Any]:
         """Return what must survive a restart, as builtins.
 
-        Task counters survive a clean stop only. After a crash the last save is older than the last scrape: counters
-        that start from it would go backwards, which Prometheus reads as a restart from 0 and adds in full.
+        Counters survive a clean stop only. After a crash the last save is older than the last scrape: counters that
+        start from it would go backwards, which Prometheus reads as a restart from 0 and adds in full.
         """
         with self.lock:
             return {
@@ -259,13 +259,14 @@ class Pipeline:
     def load(self, state: dict[str, Any], now: float, *, crashed: bool = False) -> None:
         """Take back what `dump` gave, before the first event; `crashed` says that more was counted after a clean stop.
 
-        Counters then begin at 0, as after any crash.
+        All counters then begin at 0, as after any crash.
         """
+        crashed = crashed or not state["clean"]
         if crashed:
             state = {**state, "rows": None, "events": None}
         with self.lock:
             self._was_down = True
-            self.workers.load(state["workers"], now)
+            self.workers.load(state["workers"], now, crashed=crashed)
             if state["rows"] is not None:
                 self.tasks.rows.load(state["rows"])
             self.tasks.load(state["runs"], now)
@@ -273,4 +274,4 @@ class Pipeline:
             for kind, n in (state["events"] or {}).items():
                 self._slots.setdefault(kind, [0, lambda *_: None])[0] += n
             if self.ledger is not None and state["ledger"] is not None:
-                self.ledger.load(state["ledger"])
+                self.ledger.load(state["ledger"], crashed=crashed)

@@ -109,7 +109,7 @@ def copy_hosts(workers: WorkerWatch) -> list[HostFacts]:
             host.load,
             host.trust.events_enabled,
             host.wedged,
-            None if host.trust.shared else host.trust.processed,
+            None if host.trust.shared or host.untold else host.trust.processed,
             host.trust.missed,
             host.trust.missed_down,
             host.trust.untracked,

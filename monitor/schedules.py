@@ -36,8 +36,6 @@ REPORTED_WITHIN = 10.0
 FORGET_AFTER = 7 * 86_400.0
 """Seconds after which an app of which no beat was heard is forgotten, with its entries."""
 FORGET_BEAT_AFTER = 3_600.0
-HIDDEN_BEYOND = 3_600.0
-"""django-celery-beat lists a crontab whenever it is due within two hours; an hour spares daylight saving time."""
 
 
 class _Attempt(NamedTuple):
@@ -86,7 +84,8 @@ class Ledger:
         self._ticked: float | None = None
         self._maybe: dict[str, None] = {}
         """Runs in `watched` of which only the name of their task speaks for beat, oldest first."""
-        self._ends: dict[str, tuple[Kind, float]] = {}
+        self._ends: dict[str, tuple[Kind, float] | None] = {}
+        """Runs that ended lately: how, where a beat may still say that it sent them; None where that is counted."""
         self._bounds = Bounds(
             *(catalog[f"celery_beat_{name}_seconds"].buckets for name in ("lateness", "interval", "end_to_end"))
         )
@@ -193,7 +192,7 @@ class Ledger:
         del now
         app = self.apps.get(e.app)
         boot = app.boots.get(e.boot) if app is not None else None
-        if app is None or boot is None or e.entry not in app.chains or e.sent is None:
+        if app is None or boot is None or e.entry not in app.chains:
             return
         boot.testify(e)
         if boot.name != app.led_by:
@@ -202,13 +201,13 @@ class Ledger:
     def _believe(self, app: BeatApp, boot: Boot, names: Iterable[str], before: float = math.inf) -> None:
         """Count what workers received of a beat that will not tell any more; not where its slot was judged already."""
         for name in names:
-            e, chain = boot.testimony.get(name), app.chains.get(name)
-            if e is None or e.sent is None or e.sent >= before:
+            said, chain = boot.testimony.get(name), app.chains.get(name)
+            if said is None or said.sent >= before:
                 continue
             del boot.testimony[name]
-            if chain is not None and chain.awaits(e.sent):
-                tally = Tally(e.dispatched, e.failed, e.skipped)
-                self._reported(app, boot, name, tally, _Attempt(e.sent, e.due, e.uuid, e.first))
+            told = boot.tallies.get(name, Tally()).attempts >= said.tally.attempts
+            if chain is not None and not told and chain.awaits(said.sent):
+                self._reported(app, boot, name, said.tally, _Attempt(said.sent, said.due, said.uuid, said.first))
 
     def _chain(self, app: BeatApp, entry: str, since: float) -> Chain | None:
         chain = app.chain(entry, since, self._bounds)
@@ -225,9 +224,8 @@ class Ledger:
         for earlier in list(app.boots.values()):
             if earlier is not boot and earlier.testimony:
                 self._believe(app, earlier, [entry], before=last.sent)
-        known = boot.tallies.get(entry)
+        known, merged = boot.count(entry, tally)
         before = known or Tally()
-        boot.tallies[entry] = merged = Tally(*map(max, before, tally))
         due = last.due
         if merged != before:
             other = app.boots.get(chain.anchor_boot)
@@ -242,9 +240,10 @@ class Ledger:
     # --- what became of the runs ----------------------------------------------------------------------------------
 
     def _watch(self, uuid: str, run: _Run) -> None:
-        end = self._ends.pop(uuid, None)
-        if end is not None:
-            self._ended(run, *end)
+        if uuid in self._ends:
+            end, self._ends[uuid] = self._ends[uuid], None
+            if end is not None:
+                self._ended(run, *end)
             return
         self.watched.pop(uuid, None)
         self.watched[uuid] = run
@@ -262,10 +261,10 @@ class Ledger:
             run = self.watched.pop(uuid, None)
             if run is not None:
                 self._ended(run, kind, at)
-            else:
-                self._ends[uuid] = (kind, at)
-                self._maybe.pop(uuid, None)
-                self._forget_oldest()
+            if run is not None or self._ends.get(uuid, self) is not None:
+                self._ends[uuid] = (kind, at) if run is None else None
+            self._maybe.pop(uuid, None)
+            self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         if len(self._ends) > ENDS:
@@ -305,7 +304,7 @@ class Ledger:
         heard = max((boot.last_heard for boot in app.boots.values()), default=now)
         if now - heard > FORGET_AFTER:
             self._forget(app, list(app.chains))
-            self.dropped += sum(boot.dropped for boot in app.boots.values())
+            self.dropped += app.dropped
             del self.apps[app.name]
             return
         if app.dead and last is not None:
@@ -318,8 +317,7 @@ class Ledger:
                 chain.confirm(moment)
         for boot in list(app.boots.values()):
             if boot is not last and now - boot.last_heard > FORGET_BEAT_AFTER:
-                self.dropped += boot.dropped
-                del app.boots[boot.name]
+                app.forget_boot(boot)
 
     def _prune(self, app: BeatApp, now: float) -> None:
         leaders = app.leaders(now, self.hearing_since)
@@ -328,9 +326,7 @@ class Ledger:
         kept: set[str] = set().union(*(boot.listed or () for boot in leaders))
         hides = any(boot.hides for boot in leaders)
         moment = now - leaders[-1].skew.seconds if leaders else now
-        gone = [
-            name for name, chain in app.chains.items() if name not in kept and not (hides and _hidden(chain, moment))
-        ]
+        gone = [name for name, c in app.chains.items() if name not in kept and not (hides and c.hidden(moment))]
         if gone and leaders:
             self._forget(app, gone)
 
@@ -341,7 +337,7 @@ class Ledger:
             if label != OTHER:
                 self.caps.forget("entry", label)
             for boot in app.boots.values():
-                boot.tallies.pop(name, None)
+                boot.forget(name)
         self.tasks = {chain.task for a in self.apps.values() for chain in a.chains.values()}
 
     # --- what is handed over --------------------------------------------------------------------------------------
@@ -356,40 +352,22 @@ class Ledger:
             "bounds": [list(bounds) for bounds in self._bounds],
             "dropped": self.dropped,
             "watched": {uuid: run for uuid, run in self.watched.items() if run is not None},
-            "apps": {
-                name: {
-                    "dead": app.dead,
-                    "led_by": app.led_by,
-                    "boots": {boot.name: boot.dump() for boot in app.boots.values()},
-                    "chains": {entry: chain.dump() for entry, chain in app.chains.items()},
-                }
-                for name, app in self.apps.items()
-            },
+            "apps": {name: app.dump() for name, app in self.apps.items()},
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `dump` returned; what does not fit is left out and the rest kept."""
+    def load(self, state: dict[str, Any], *, crashed: bool = False) -> None:
+        """Take over what `dump` returned; what does not fit is left out and the rest kept.
+
+        Where the monitor had `crashed`, more was told after it: all counts are of what comes after the dump then.
+        """
         same = state.get("bounds") == [list(bounds) for bounds in self._bounds]
-        self.dropped = state.get("dropped", 0)
+        self.dropped = 0 if crashed else state.get("dropped", 0)
         self.watched = {uuid: _Run(*run) for uuid, run in state.get("watched", {}).items()}
         for name, kept in state.get("apps", {}).items():
             app = self.apps[name] = BeatApp(name)
-            app.dead, app.led_by = kept["dead"], kept["led_by"]
-            app.unsure = not app.dead
-            app.boots = {boot: Boot.load(boot, saved) for boot, saved in kept["boots"].items()}
+            app.load(kept, crashed=crashed)
             for entry, saved in kept["chains"].items():
                 chain = self._chain(app, entry, 0.0)
                 if chain is not None:
-                    chain.load(saved, histograms=same)
+                    chain.load(saved, histograms=same and not crashed, counts=not crashed)
                     self.tasks.add(chain.task)
-
-
-def _hidden(chain: Chain, moment: float) -> bool:
-    """Tell whether django-celery-beat may leave the entry out although it exists: its slot is far away."""
-    if chain.kind not in {"crontab", "clocked"} or chain.due is None:
-        return False
-    fields = chain.spec.split()
-    if chain.kind == "crontab" and not (len(fields) == 5 and fields[1].isdigit()):
-        return False
-    following = chain.slots.after(chain.due)
-    return all(abs(slot - moment) > HIDDEN_BEYOND for slot in (chain.due, following) if slot is not None)

@@ -121,6 +121,10 @@ class Starts:
         after.clean_at = self.clean_at
         return after
 
+    def restart(self) -> None:
+        """Count from 0 again; the account goes on."""
+        self.missed = self.missed_down = self.untracked = 0
+
     def dump(self) -> dict[str, Any]:
         """Return the account as builtins."""
         return {key: getattr(self, key) for key in self.__slots__}

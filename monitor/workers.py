@@ -54,6 +54,7 @@ class Host:
         "starts_after",
         "task_at",
         "trust",
+        "untold",
         "up",
         "wedged",
     )
@@ -87,6 +88,8 @@ class Host:
         self.starts = 0
         self.starts_after = 0
         self.trust = Starts()
+        # What it has started so far is as of a save before a crash: less than what was shown of it then.
+        self.untold = False
 
     @property
     def heard_at(self) -> float:
@@ -224,6 +227,7 @@ class WorkerWatch:
         if e.sw_ver:
             host.info = (e.sw_ver[:LONGEST], (e.sw_sys or "unknown")[:LONGEST])
         if e.processed is not None:
+            host.untold = False
             host.trust.heartbeat(host, e.processed, e.timestamp, self, now)
         host.heartbeat_at = now
 
@@ -318,8 +322,11 @@ class WorkerWatch:
             for host in self.hosts.values()
         ]
 
-    def load(self, state: list[Any], now: float) -> None:
-        """Take back what `dump` gave; starts that are missed from now on were missed while the monitor was down."""
+    def load(self, state: list[Any], now: float, *, crashed: bool = False) -> None:
+        """Take back what `dump` gave; starts that are missed from now on were missed while the monitor was down.
+
+        Where the monitor had `crashed`, counts begin at 0, and a worker has none before it has told its own again.
+        """
         for saved in state:
             host = self.host(saved["name"])
             if host.name == OTHER:
@@ -328,6 +335,9 @@ class WorkerWatch:
                 setattr(host, key, saved[key])
             host.info = tuple(saved["info"])
             host.trust.load(saved["trust"])
+            host.untold = crashed
+            if crashed:
+                host.trust.restart()
         self.gap(now, down=True)
 
     def up(self) -> Iterator[Host]:
