@@ -120,7 +120,9 @@ class Farm:
         return process
 
     def worker(self, *options: str, **env: str) -> Process:
-        argv = [self.python, "-m", "celery", "-A", "beat_app", "worker", "-P", "solo", "-l", "INFO", *options]
+        # The first one counts for gevent's patches, the last one for the pool.
+        pool = [] if "-P" in options else ["-P", "solo"]
+        argv = [self.python, "-m", "celery", "-A", "beat_app", "worker", *pool, "-l", "INFO", *options]
         name = env.get("APP", "worker")
         return self.process(f"worker-{name}", argv, **{"APP": "worker", **env})
 

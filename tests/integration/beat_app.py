@@ -45,6 +45,8 @@ app.conf.update(
     redbeat_lock_key=os.environ.get("LOCK"),
     redbeat_lock_timeout=8,
 )
+if "EVENTS" in os.environ:
+    app.conf.worker_send_task_events = os.environ["EVENTS"] == "on"
 if SCHEDULER == "redbeat":
     app.conf.beat_max_loop_interval = 1
 
