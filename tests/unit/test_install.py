@@ -16,6 +16,7 @@ from celery.app.base import Celery as BaseCelery
 from celery.worker import WorkController
 from celeryscope.monitor import event_settings
 from celeryscope.monitor.guard import Guard
+from helpers import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,3 +291,22 @@ def test_installing_loads_celery_and_nothing_that_an_extra_brings():
     ).split()
     ours = {name for name in loaded if not name.startswith("__editable__")}
     assert ours <= {"celeryscope", "celery", "kombu", "vine", "amqp", "billiard"}
+
+
+@pytest.mark.repository
+def test_all_that_it_starts_is_under_the_contract_for_users_processes():
+    """Neither importing Celery's friends nor blocking is checked for a module that the two lists do not name."""
+    code = (
+        "import sys, celery, celeryscope; celeryscope.install(celery.Celery('x', broker='memory://'));"
+        "import celeryscope.alerts.publisher;"  # with the first failure
+        "print(*(name for name in sys.modules if name.startswith('celeryscope.')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    started = set(run.stdout.split()) - {"celeryscope.alerts", "celeryscope.monitor"}
+    assert "celeryscope.monitor.beat_runs" in started
+    contract = (
+        (ROOT / "pyproject.toml").read_text().partition("needs Celery alone")[2].partition("forbidden_modules")[0]
+    )
+    assert {name for name in started if f'"{name}"' not in contract} == set()
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert {name for name in started if f"{name.rpartition('.')[2]}.py`" not in page} == set()
