@@ -11,8 +11,9 @@ BOARDS := $(BIN)/python -m celeryscope dashboards build --config /dev/null --out
 PYTEST ?= $(BIN)/python -m pytest
 # Most tests wait for processes; those of one file share theirs.
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadfile
-# What `make integration-packages` installs, by Debian's names.
-DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium systemd
+# What `make integration-packages` installs, by Debian's names; the second line is for `make compose-test`.
+DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium systemd \
+	docker.io mmdebstrap iproute2 iptables
 
 PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py docs/mkdocs_hooks.py)

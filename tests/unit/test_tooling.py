@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -72,3 +73,21 @@ def test_wheel_contents_finds_what_is_missing_and_what_is_too_many(tmp_path: Pat
         "not expected in the wheel: tests/test_it.py",
         "outside the package: tests/test_it.py",
     ]
+
+
+IN_PACKAGE = {
+    **{"dockerd": "docker.io", "docker": "docker.io", "ip": "iproute2"},
+    **{"mmdebstrap": "mmdebstrap", "iptables": "iptables"},
+}
+ALWAYS_THERE = {"unshare", "setpriv", "docker-compose"}
+"""Of util-linux, which is essential in Debian; and of the development pins."""
+
+
+def test_what_the_compose_test_needs_is_installed_on_a_bare_machine():
+    """.ci/run ends with it, on an engine of its own, and installs nothing but the Makefile's list."""
+    assert "COMPOSE_TEST_ENGINE=own make" in (ROOT / ".ci/run").read_text()
+    (loop,) = re.findall(r"^for command in (.+); do$", (ROOT / ".ci/compose-test").read_text(), re.MULTILINE)
+    assert set(loop.split()) == {*IN_PACKAGE, *ALWAYS_THERE}
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (packages,) = re.findall(r"^DEBIAN_PACKAGES := (.+)$", makefile, re.MULTILINE)
+    assert set(IN_PACKAGE.values()) <= set(packages.split())
