@@ -668,6 +668,20 @@ def test_what_is_gone_for_a_week_is_forgotten():
     assert not w.ledger.tasks
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_beats_dropped_stays_counted_when_they_are_forgotten(restart):
+    """More beats than are remembered, one after the other."""
+    w, _ = world()
+    for number in range(25):
+        fields = {"app": "proj", "boot": f"boot-{number}", "dropped": 2}
+        w.receive("beat-heartbeat", fields, "proj@h")
+        w.now += 1.0
+        if restart:
+            w.restart_monitor()
+    assert len(w.ledger.apps["proj"].boots) < 25
+    assert w.value("celeryscope_probe_dropped_total", "beat") == 50
+
+
 def test_names_are_admitted_again_when_entries_are_gone():
     w, _ = world()
     w.run(5.0)
