@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 OVERDUE = 60.0
 """Seconds that a schedule entry may be late before `status` calls it a problem."""
 
+FRESH = 15.0
+"""Seconds after the monitor's start within which workers need not have been heard: they speak every few seconds."""
+
 LAG = 30.0
 """Seconds of event lag beyond which the other numbers are too old to be believed."""
 
@@ -117,6 +120,7 @@ def report(page: Page, now: float) -> Report:
     """Read the page; `now` is unix time."""
     result = Report(_workers(page, now), _queues(page), _schedules(page, now), _tasks(page), _trust(page, now))
     result.problems = [problem for find in _CHECKS for problem in find(page, result)]
+    result.problems += _nobody(page, result, now)
     return result
 
 
@@ -277,14 +281,23 @@ def _monitor_problems(page: Page, result: Report) -> list[str]:
 
 
 def _worker_problems(_page: Page, result: Report) -> list[str]:
-    found = [
+    return [
         f"worker {row.worker} is lost: it fell silent without saying goodbye"
         for row in result.workers
         if row.state == "lost"
     ]
-    if result.workers and not any(row.state == "online" for row in result.workers):
-        found.append("no worker is online")
-    return found
+
+
+def _nobody(page: Page, result: Report, now: float) -> list[str]:
+    """Say that no worker is online: also where none was ever heard, once a monitor that hears has had the time."""
+    if any(row.state == "online" for row in result.workers):
+        return []
+    if not result.workers:
+        started = page.largest("process_start_time_seconds")
+        young = started is not None and abs(now - started) < FRESH
+        if young or not result.trust.connected:
+            return []
+    return ["no worker is online"]
 
 
 def _wedged_problems(page: Page, _result: Report) -> list[str]:

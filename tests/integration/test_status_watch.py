@@ -29,7 +29,7 @@ class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(503 if self.down else 200)
         self.end_headers()
-        self.wfile.write(b"" if self.down else b"celeryscope_connected 1\n")
+        self.wfile.write(b"" if self.down else b'celeryscope_connected 1\ncelery_worker_up{worker="w"} 1\n')
 
     def log_message(self, *_args: object) -> None: ...
 

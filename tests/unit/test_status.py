@@ -139,6 +139,20 @@ def test_lost_and_missing_workers_are_problems_and_goodbyes_are_not() -> None:
     assert read(HEALTHY + other).problems == []
 
 
+@pytest.mark.parametrize(
+    ("lines", "problems"),
+    [
+        ("celeryscope_connected 1", ["no worker is online"]),
+        (f"celeryscope_connected 1\nprocess_start_time_seconds {NOW - 14}", []),
+        (f"celeryscope_connected 1\nprocess_start_time_seconds {NOW - 16}", ["no worker is online"]),
+        ("celeryscope_connected 0", ["the monitor hears nothing from the broker: everything below is old"]),
+    ],
+)
+def test_a_cluster_without_any_worker_is_a_problem(lines: str, problems: list[str]) -> None:
+    """Nothing runs there; but a monitor that has only just begun, or hears nothing, cannot know it."""
+    assert read(lines + "\n").problems == problems
+
+
 def test_a_queue_that_nobody_reads_is_a_problem() -> None:
     text = HEALTHY.replace('celery_queue_consumers{queue="default"} 1', 'celery_queue_consumers{queue="default"} 0')
     assert read(text).problems == ["queue default holds 1200 message(s) and nobody consumes"]
@@ -160,7 +174,7 @@ def test_the_screen_fits_80_columns_and_has_no_colour_without_a_terminal() -> No
 
 
 def test_an_empty_page_shows_only_trust() -> None:
-    screen = shown("")
+    screen = shown(f"process_start_time_seconds {NOW}\n")
     assert "worker" not in screen
     assert "event lag unknown" in screen
 

@@ -14,7 +14,7 @@ from celeryscope.exporters.status import StatusSettings, read
 from celeryscope.exporters.watch import Watched, lines, watch
 from rich.console import Console
 
-GOOD = "celeryscope_connected 1\n"
+GOOD = 'celeryscope_connected 1\ncelery_worker_up{worker="w"} 1\n'
 BAD = "celeryscope_connected 0\n"
 
 
