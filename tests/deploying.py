@@ -93,13 +93,17 @@ def of_unit(name: str, folder: Path) -> Start:
     return Start([Path(binary).name, *arguments], env)
 
 
+def make_env(*arguments: str) -> str:
+    """Return the settings for Compose that deploy/make-env makes, with passwords of their own."""
+    return subprocess.run(
+        [ROOT / "deploy/make-env", *arguments, "--out", "-"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
 def compose(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the services of docker-compose.yml, as Compose understands it."""
     binary = Path(sys.executable).with_name("docker-compose")
-    made = subprocess.run(
-        [ROOT / "deploy/make-env", "demo"], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    (folder / "env").write_text(made)
+    (folder / "env").write_text(make_env("demo"))
     done = subprocess.run(
         [binary, "-f", ROOT / "docker-compose.yml", "--env-file", folder / "env", "config", "--format", "json"],
         capture_output=True,

@@ -22,6 +22,7 @@ from celeryscope import cli
 from celeryscope.demo import api
 from celeryscope.demo.app import app
 from celeryscope.demo.inbox import TOKEN, Inbox
+from deploying import make_env
 from helpers import ROOT, free_port
 
 if TYPE_CHECKING:
@@ -44,12 +45,6 @@ def compose(*arguments: str, env: dict[str, str] | None = None, env_file: Path) 
         timeout=60,
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **(env or {})},
     )
-
-
-def make_env(*arguments: str) -> str:
-    return subprocess.run(
-        [ROOT / "deploy/make-env", *arguments], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
 
 
 @pytest.fixture(scope="module", name="services")
@@ -135,6 +130,39 @@ def test_passwords_are_made_anew_each_time(tmp_path: Path) -> None:
     (tmp_path / "env").write_text(make_env())
     done = compose("config", "--quiet", env_file=tmp_path / "env")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_passwords_are_for_their_owner_alone(tmp_path: Path) -> None:
+    """The file is made anew, readable by nobody else from its first byte, and never over one that is there."""
+    file = tmp_path / "env"
+    argv = ["/bin/sh", "-c", 'umask 022; exec "$@"', "sh", ROOT / "deploy/make-env", "demo", "--out", file]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"CELERYSCOPE_SLACK_TOKEN={TOKEN}\n" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not {line.partition("=")[2] for line in file.read_text().splitlines() if "PASSWORD=" in line} & {""}
+    before = file.read_text()
+    again = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 2
+    assert f"{file} is there already" in again.stderr
+    assert file.read_text() == before
+
+
+def test_what_make_env_does_not_know_is_said() -> None:
+    done = subprocess.run([ROOT / "deploy/make-env", "dmeo"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "'dmeo' is not known" in done.stderr
+
+
+def test_files_with_passwords_are_ignored_by_git_and_by_the_image() -> None:
+    named = {".env", "secrets/slack", "docker-compose.override.yml"}
+    argv = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *named, ".env.example", "docker-compose.yml"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert set(done.stdout.split()) == named
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    last_exception = max(number for number, line in enumerate(ignored) if line.startswith("!"))
+    for line in ("**/.env", "**/secrets", "**/docker-compose.override.yml"):
+        assert ignored.index(line) > last_exception
 
 
 def test_the_demo_knows_the_token_of_its_slack() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from celeryscope.exporters.reading import Page
+from deploying import make_env
 from helpers import ROOT, eventually
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.project = f"celeryscope-test-{os.getpid()}"
-        made = subprocess.run([ROOT / "deploy" / "make-env", "demo"], capture_output=True, text=True, check=True)
-        self.settings = dict(line.split("=", 1) for line in made.stdout.splitlines() if line and line[0] != "#")
+        made = make_env("demo")
+        self.settings = dict(line.split("=", 1) for line in made.splitlines() if line and line[0] != "#")
         self.env_file = folder / "env"
-        self.env_file.write_text(made.stdout)
+        self.env_file.write_text(made)
         # Grafana's image cannot be had everywhere; its files have tests of their own.
         ports = {f"{name.upper()}_PORT": "0" for name in PORTS}
         ours = ("CELERY", "COMPOSE_", "BIND", "REDIS_", "GRAFANA_", "PROMETHEUS_", "ALERTMANAGER_", "FLOWER_")

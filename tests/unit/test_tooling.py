@@ -76,8 +76,11 @@ def test_wheel_contents_finds_what_is_missing_and_what_is_too_many(tmp_path: Pat
 
 
 IN_PACKAGE = {
-    **{"dockerd": "docker.io", "docker": "docker.io", "ip": "iproute2"},
-    **{"mmdebstrap": "mmdebstrap", "iptables": "iptables"},
+    "dockerd": "docker.io",
+    "docker": "docker.io",
+    "ip": "iproute2",
+    "mmdebstrap": "mmdebstrap",
+    "iptables": "iptables",
 }
 ALWAYS_THERE = {"unshare", "setpriv", "docker-compose"}
 """Of util-linux, which is essential in Debian; and of the development pins."""
