@@ -53,7 +53,7 @@ def full_state(folder: Path) -> None:
         pipeline.feed(events, now)
     file = StateFile(folder)
     file.open()
-    file.save({"": pipeline.dump(clean=True)})
+    file.save({"": pipeline.dump(clean=True)}, last=True)
     file.close()
 
 
