@@ -26,7 +26,7 @@ HELP = f"""One screen of workers, queues, schedules, failing and other tasks, an
 
 Exit code, with --watch that of the last screen: 0 when nothing is wrong; 2 when the page cannot be read, so that
 nobody knows; 1 when something is wrong: the monitor does not hear a broker or lags, a collector fails, a worker is
-lost or wedged, none is online (but in the monitor's first 15 seconds), runs lost their worker, a queue holds messages and has no consumer, an app has no beat
+lost or wedged, none is online, runs lost their worker, a queue holds messages and has no consumer, an app has no beat
 or several, an entry is overdue by more than {OVERDUE:g} s. Failing tasks are shown and not judged.
 """
 

@@ -9,19 +9,28 @@ HIDDEN = "***"
 
 # Greedy up to the last @ of a word: a password that was not percent-encoded may hold one.
 _USERINFO = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://[^:/?#@\s]*:)(?P<secret>[^\s'\"]*)@", re.IGNORECASE)
+# A lone userinfo is a user's name or a token: who reads it cannot know, so it is hidden as well.
+_TOKEN = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^:/?#\s'\"]+)@", re.IGNORECASE)
 _PARAMETER = re.compile(
     r"(?P<start>[?&][a-z_]*(?:password|secret|token|key_id|access_key)=)(?P<secret>[^&\s'\"]*)", re.IGNORECASE
 )
 
 
 def masked(text: str) -> str:
-    """Return `text` with the passwords of all URLs in it replaced by `***`; what holds none comes back as it was."""
+    """Return `text` with the passwords of all URLs in it replaced by `***`; what holds none comes back as it was.
+
+    What stands alone before the @ (`redis://token@host`) is taken for a secret.
+    """
+    text = _TOKEN.sub(rf"\g<start>{HIDDEN}@", text)
     text = _USERINFO.sub(rf"\g<start>{HIDDEN}@", text)
     return _PARAMETER.sub(rf"\g<start>{HIDDEN}", text)
 
 
 def secrets_in(url: str) -> set[str]:
-    """Return the passwords in a URL (or in several, split by `;`), as they stand there and decoded."""
+    """Return the passwords in a URL (or in several, split by `;`), as they stand there and decoded.
+
+    A lone userinfo is hidden in URLs only: it may be a user called celery, and that word is in every other line.
+    """
     found = {
         match["secret"]
         for part in url.split(";")

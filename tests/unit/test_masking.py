@@ -16,6 +16,11 @@ from celeryscope.monitor.masking import masked, secrets_in
         ("redis://host/0?password=pw&x=1", "redis://host/0?password=***&x=1", {"pw"}),
         ("see redis://:a@h and http://u:b@h, please", "see redis://:***@h and http://u:***@h, please", None),
         ("sentinel://:a@h1:1;sentinel://:b@h2:2", "sentinel://:***@h2:2", {"a", "b"}),
+        ("redis://t0ken@host:6379/0", "redis://***@host:6379/0", set()),
+        ("redis://un@quoted@host/0", "redis://***@host/0", set()),
+        ("https://t%40ken@a, amqp://u:pw@b", "https://***@a, amqp://u:***@b", {"pw"}),
+        ("redis://t0ken@a;redis://:pw@b", "redis://***@a;redis://:***@b", {"pw"}),
+        ("https://host/@me and https://host?to=me@home", "https://host/@me and https://host?to=me@home", set()),
         ("mail me@home at 10:30", "mail me@home at 10:30", set()),
     ],
 )
