@@ -85,11 +85,11 @@ class Line:
             logger.debug("celeryscope: closing the event connection: %s", _brief(error))
 
 
-def _clockless(kind: str, **fields: Any) -> Fields:
+def _clockless(name: str, /, **fields: Any) -> Fields:
     from celery.events.event import Event
 
     del fields["clock"]  # None is more than Celery's receivers take; without one they set their own
-    event: Fields = Event(kind, **fields)
+    event: Fields = Event(name, **fields)
     return event
 
 

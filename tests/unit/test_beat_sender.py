@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from celeryscope.monitor import beat_sender
 from celeryscope.monitor.beat_sender import Line, Sender, UnsupportedError
@@ -190,6 +193,24 @@ def test_a_line_gives_up_soon_and_leaves_the_users_options_alone(valkey):
     finally:
         line.close()
         line.close()
+
+
+def test_a_line_sends_fields_of_any_name_and_leaves_the_apps_clock_alone(valkey, monkeypatch):
+    """The clock's lock is one that the app's pool children take: they may be forked while it is held."""
+    app = Celery("line", broker=valkey.url, set_as_current=False)
+    monkeypatch.setattr(app.clock, "forward", None)
+    fields = {"app": "line", "kind": "interval", "name": "two", "event": 1}
+    with redis.Redis.from_url(valkey.url) as client, client.pubsub() as pubsub:
+        pubsub.psubscribe("*celeryev*")
+        eventually(lambda: pubsub.get_message(timeout=1))
+        line = Line(app, "line@here")
+        line.send("beat-dispatched", fields)
+        message = eventually(lambda: pubsub.get_message(timeout=1))
+        line.close()
+    body = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
+    assert body.items() >= {**fields, "type": "beat-dispatched", "hostname": "line@here"}.items()
+    assert body["timestamp"] > 1e9
+    assert "clock" not in body
 
 
 def test_a_transport_without_fanout_is_refused_at_once(monkeypatch):
