@@ -79,6 +79,8 @@ def test_on_rabbitmq(rabbit: RabbitServer, tmp_path: Path):
         def put(path: str, body: dict[str, str]) -> None:
             api.put(path, json=body).raise_for_status()
 
+        rejected = f"/api/queues/{vhost}/celeryscope.failures.rejected"
+        api.delete(rejected)  # other tests on this broker set aside, too
         put(f"/api/users/{USER}", {"password": "secret", "tags": ""})
         put(f"/api/permissions/{vhost}/{USER}", {"configure": configure, "write": write, "read": read})
         try:
@@ -89,7 +91,6 @@ def test_on_rabbitmq(rabbit: RabbitServer, tmp_path: Path):
                     eventually(lambda: "shop.fails" in {task_of(m) for m in inbox.top()}, 90, 0.2)
                     eventually(lambda: "was set aside" in alerter.output, 60)
                     assert "permission" not in alerter.output
-                    rejected = f"/api/queues/{vhost}/celeryscope.failures.rejected"
                     eventually(lambda: api.get(rejected).json().get("messages") == 1, 60, 0.5)
         finally:
             api.delete(f"/api/users/{USER}")
