@@ -25,21 +25,59 @@ serve() {
     export CELERYSCOPE_LISTEN="${CELERYSCOPE_LISTEN:-$1}"
 }
 
-write_config() {  # for Prometheus, Alertmanager and Grafana; Slack's credential is for our group alone
-    cd /etc/celeryscope
-    rm -rf rules alertmanager boards kubernetes
+# For Prometheus, Alertmanager and Grafana, who may be reading what an earlier run wrote: nothing of it is touched before
+# all is made, and then each file is replaced by a rename. Slack's credential is for our group alone.
+write_config() {
     from_file CELERYSCOPE_SLACK_TOKEN
     from_file CELERYSCOPE_SLACK_WEBHOOK_URL
-    mkdir alertmanager
+    folder=${CONFIG_DIR:-/etc/celeryscope}
+    new=$folder/.new
+    rm -rf "$new"
+    mkdir -p "$new/alertmanager"
     secret=${CELERYSCOPE_SLACK_TOKEN:-${CELERYSCOPE_SLACK_WEBHOOK_URL:-}}
-    [ -n "$secret" ] || refuse "no way to Slack is given; set CELERYSCOPE_SLACK_TOKEN or CELERYSCOPE_SLACK_WEBHOOK_URL"
-    (umask 027 && printf '%s' "$secret" >alertmanager/slack)
+    [ -z "$secret" ] || (umask 027 && printf '%s' "$secret" >"$new/alertmanager/slack")
     which=TOKEN
-    [ -n "${CELERYSCOPE_SLACK_TOKEN:-}" ] || which=WEBHOOK
+    [ -n "${CELERYSCOPE_SLACK_TOKEN:-}" ] || [ -z "$secret" ] || which=WEBHOOK
     export "CELERYSCOPE_ALERTMANAGER_${which}_FILE=/etc/celeryscope/alertmanager/slack"
     unset CELERYSCOPE_STATE_DIR CELERYSCOPE_SLACK_TOKEN CELERYSCOPE_SLACK_WEBHOOK_URL
-    celeryscope rules build --out .
-    exec celeryscope dashboards build --out .
+    celeryscope rules build --out "$new"
+    celeryscope dashboards build --out "$new"
+    [ -n "$secret" ] || without_slack "$new/alertmanager/alertmanager.yml"
+    take_over
+}
+
+without_slack() {  # without_slack FILE: alerts are shown, and nobody is told: a receiver without an address is allowed
+    echo "celeryscope image: no way to Slack is given (CELERYSCOPE_SLACK_TOKEN or CELERYSCOPE_SLACK_WEBHOOK_URL):" \
+        "Alertmanager shows alerts and sends none to Slack" >&2
+    python - "$1" <<'END'
+import sys
+import yaml
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    config = yaml.safe_load(file)
+config.pop("global", None)
+for receiver in config["receivers"]:
+    receiver.pop("slack_configs", None)
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    file.write("# Made by the service `config` for a stack without Slack.\n")
+    yaml.safe_dump(config, file, sort_keys=False)
+END
+}
+
+take_over() {  # what is in $new takes the place of what is in $folder
+    cd "$new"
+    find . -type f >"$folder/.made"
+    while read -r file; do
+        mkdir -p "$folder/${file%/*}"
+        mv -f "$file" "$folder/$file"
+    done <"$folder/.made"
+    cd "$folder"
+    for part in rules alertmanager boards kubernetes; do
+        find "./$part" -type f | while read -r file; do
+            grep -qxF -e "$file" .made || rm -f "$file"
+        done
+    done
+    rm -rf "$new" .made
 }
 
 needs_app() {

@@ -56,22 +56,12 @@ def _speaks_tls(port: int) -> bool:
         return False
 
 
-def answers_ping() -> bool:
-    """Whether this container's worker answers on the broker."""
-    if "CELERY_BROKER_URL_FILE" in os.environ:  # the entry point does the same for the worker itself
-        os.environ["CELERY_BROKER_URL"] = broker_url()
-    from celery.app.utils import find_app
-    from celery.utils.nodenames import default_nodename, host_format
-
-    sys.path.insert(0, str(Path.cwd()))
-    name = host_format(default_nodename(os.environ.get("WORKER_NAME", "celery@%h")))
-    return bool(find_app(os.environ["APP"]).control.ping(destination=[name], timeout=SECONDS))
-
-
 def connected(broker: str, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> bool:
-    """Whether a process of this container has a connection to the broker's port; beat answers no ping.
+    """Whether a process of this container has a connection to the broker's port.
 
-    `celeryscope.install(app)` keeps one open in beat, which otherwise connects when the first entry is due.
+    A worker always has one. A ping would ask more, but each leaves a reply queue at the broker and imports the app
+    anew, and `celeryscope doctor` advises against it; a worker that is connected and does nothing is for the monitor.
+    `celeryscope.install(app)` keeps a connection open in beat, which otherwise connects when the first entry is due.
     """
     url = urlsplit(broker.partition(";")[0])
     if not url.hostname:
@@ -102,7 +92,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "monitor": lambda: serves(port_of("CELERYSCOPE_LISTEN", "9808"), "/-/healthy"),
     "alerter": lambda: serves(port_of("CELERYSCOPE_LISTEN", "9809"), "/-/healthy"),
     "flower": lambda: serves(port_of("CELERYSCOPE_FLOWER_LISTEN", "5555"), flower_path()),
-    "worker": answers_ping,
+    "worker": lambda: connected(broker_url()),
     "beat": lambda: connected(broker_url()),
     "connected": lambda: connected(broker_url()),
     "http": serves,

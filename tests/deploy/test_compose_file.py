@@ -81,10 +81,11 @@ def test_no_service_may_do_more_than_its_work(services: dict[str, dict[str, Any]
         assert service["pids_limit"], name
         assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped"), name
         assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & set(service), name
-        ours = service["image"] == "celeryscope:local"
         user = service.get("user", "")
-        assert ours != bool(user), name  # our image names a user of its own
+        assert user, name
         assert not user.startswith(("0", "root")), name
+        if service["image"] == "celeryscope:local":
+            assert f"\nUSER {user}\n" in (ROOT / "deploy/Dockerfile").read_text(), name
 
 
 def test_every_service_is_checked_and_waits_for_what_it_needs(services: dict[str, dict[str, Any]]) -> None:
@@ -289,6 +290,61 @@ def test_the_image_reads_secrets_from_files(tmp_path: Path) -> None:
     assert "CELERY_BROKER_URL=redis://:pw d$x@broker/0" in entry(env=env, folder=tmp_path).stdout.splitlines()
 
 
+def write_config(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the service `config` with the real commands, into a folder."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["/bin/sh", ROOT / "deploy/entrypoint.sh"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": path, "MODE": "config", "CONFIG_DIR": str(folder), **env},
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_configuration_is_replaced_when_all_of_it_is_made_and_not_before(tmp_path: Path) -> None:
+    """Prometheus, Alertmanager and Grafana read these files: a wrong setting leaves those of before alone."""
+    done = write_config(tmp_path, CELERYSCOPE_SLACK_TOKEN="xoxb-first")
+    assert done.returncode == 0, done.stderr
+    before = contents(tmp_path)
+    assert {"rules/celeryscope-alerts.yml", "boards/celery-overview.json", "alertmanager/slack"} <= set(before)
+    assert before["alertmanager/slack"] == b"xoxb-first"
+    assert (tmp_path / "alertmanager/slack").stat().st_mode & 0o777 == 0o640
+    assert b"credentials_file: /etc/celeryscope/alertmanager/slack" in before["alertmanager/alertmanager.yml"]
+    wrong = {"CELERYSCOPE_SLACK_TOKEN": "xoxb-second", "CELERYSCOPE_ALERTMANAGER_GROUP_WAIT": "soon"}
+    done = write_config(tmp_path, **wrong)
+    assert done.returncode == 2
+    assert "alertmanager_group_wait" in done.stderr.lower().replace("-", "_")
+    assert {name: text for name, text in contents(tmp_path).items() if not name.startswith(".new/")} == before
+    # And then what no longer is made goes, and what is made is new.
+    (tmp_path / "boards/of-an-earlier-version.json").write_text("{}")
+    done = write_config(tmp_path, CELERYSCOPE_SLACK_WEBHOOK_URL="https://hooks.slack.com/services/T/B/x")
+    assert done.returncode == 0, done.stderr
+    after = contents(tmp_path)
+    assert set(after) == set(before)
+    assert after["alertmanager/slack"] == b"https://hooks.slack.com/services/T/B/x"
+    assert b"slack_api_url_file: /etc/celeryscope/alertmanager/slack" in after["alertmanager/alertmanager.yml"]
+
+
+def test_without_slack_there_are_rules_boards_and_an_alertmanager_that_tells_nobody(tmp_path: Path) -> None:
+    done = write_config(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no way to Slack is given" in done.stderr
+    made = contents(tmp_path)
+    assert {"rules/celeryscope-alerts.yml", "boards/celery-overview.json"} <= set(made)
+    assert "alertmanager/slack" not in made
+    config = yaml.safe_load(made["alertmanager/alertmanager.yml"])
+    receivers = {receiver.pop("name"): receiver for receiver in config["receivers"]}
+    assert receivers.pop(config["route"]["receiver"]) == {}
+    assert {key for receiver in receivers.values() for key in receiver} == {"webhook_configs"}
+    assert "slack_configs" not in json.dumps(config)
+    assert config["inhibit_rules"]
+
+
 @functools.cache
 def healthcheck() -> ModuleType:
     spec = importlib.util.spec_from_file_location("image_healthcheck", ROOT / "deploy" / "healthcheck.py")
@@ -307,13 +363,18 @@ def test_the_health_check_knows_who_serves() -> None:
     assert healthcheck().main(["some-command"]) == 0
 
 
-def test_the_health_check_knows_who_is_connected() -> None:
+def test_the_health_check_knows_who_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         broker = f"redis://:secret@somewhere:{port}/0"
         assert not healthcheck().connected(broker)
+        # Workers are asked nothing, either: a ping would leave a reply queue at the broker each time.
+        asked = ("worker", "beat", "connected")
+        monkeypatch.setenv("CELERY_BROKER_URL", broker)
+        assert [healthcheck().main([mode]) for mode in asked] == [1, 1, 1]
         with socket.create_connection(("127.0.0.1", port)):
             assert healthcheck().connected(broker)
+            assert [healthcheck().main([mode]) for mode in asked] == [0, 0, 0]
     assert healthcheck().connected("redis+socket:///run/redis.sock")
 
 
