@@ -186,6 +186,21 @@ def test_a_broker_that_hangs_costs_the_worker_nothing_and_a_burst_is_one_event(a
     assert all(thread.daemon for thread in broker.threads)
 
 
+def test_a_worker_ends_without_waiting_for_a_broker_that_hangs(app, broker):
+    received(app, **numbered(1))
+    eventually(lambda: broker.counts() == [1])
+    broker.free.clear()
+    broker.sending.clear()
+    received(app, **numbered(2))
+    assert broker.sending.wait(30)
+    received(app, **numbered(3))
+    responses = worker_shutdown.send(sender=Consumer(app, None))
+    assert all(response is None for _, response in responses)
+    assert all(thread.is_alive() and thread.daemon for thread in broker.threads)
+    broker.free.set()  # in time, after all: what is left is told
+    eventually(lambda: broker.counts() == [1, 2, 3])
+
+
 def test_a_broker_that_refuses_is_told_the_latest_when_it_is_back(app, broker):
     received(app, **numbered(1))
     eventually(lambda: broker.counts() == [1])
