@@ -54,6 +54,8 @@ def at_least(good: float, *, else_: str = BAD) -> Steps:
     return Steps(else_, ((good, GOOD),))
 
 
+NEVER = [{"type": "value", "options": {"Infinity": {"text": "NEVER", "color": BAD, "index": 0}}}]
+"""The value mapping of a time that has no end."""
 PLAIN = Steps(BLUE)
 """No value is better than another."""
 

@@ -315,8 +315,10 @@ def escaped(value: str) -> str:
     return _SPECIAL.sub(lambda match: "\\" * 4 if match[0] == "\\" else "\\" * 2 + match[0], value)
 
 
-def substituted(expr: str, values: Mapping[str, str]) -> str:
+def substituted(expr: str, values: Mapping[str, str | Sequence[str]]) -> str:
     """Return a query as Grafana sends it: `All` becomes `.*`, other values are escaped as regular expressions.
+
+    Several values of one variable become `(one|other)`.
 
     Names that start with `__` (`__rate_interval`, `__interval`, `__range`) are durations and put in as they are.
 
@@ -327,8 +329,10 @@ def substituted(expr: str, values: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         given = values[name]
+        chosen: Sequence[str] = (given,) if isinstance(given, str) else given
         if name.startswith("__"):
-            return given
-        return ".*" if given == "All" else escaped(given)
+            return "".join(chosen)
+        wanted = [".*" if one == "All" else escaped(one) for one in chosen]
+        return wanted[0] if len(wanted) == 1 else f"({'|'.join(wanted)})"
 
     return _VARIABLE.sub(value, expr)

@@ -120,6 +120,26 @@ def _appeared(selected: str, window: str) -> str:
     return f"{selected} and ({later}) or {selected} and {young}"
 
 
+def growth(name: str, *where: str, window: str, less: str = "") -> str:
+    """Return by how much a counter grew in the window, per label set, for boards: the first of anything counts.
+
+    `less` names a counter of the same labels that counts a part of what this one counts; that part is left out.
+    """
+    grew = _growth(select(name, *where), window)
+    return once(name, f"({grew}) - ({_growth(select(less, *where), window)})" if less else grew)
+
+
+def _growth(selected: str, window: str) -> str:
+    """Return by how much each series grew; one that is younger than its monitor's own page counts in full.
+
+    `increase()` of a series whose first sample is 1 is 0. One that was on the page from Prometheus' first look on may
+    be old: what a monitor had counted before, or read from its state.
+    """
+    page = f"sum by (instance, job) (count_over_time({select(EVERY_PAGE)}[{window}]))"
+    younger = f"count_over_time({selected}[{window}]) < on (instance, job) group_left () {page}"
+    return f"{selected} unless {selected} offset {window} and ({younger}) or increase({selected}[{window}])"
+
+
 def total(expression: str, by: Sequence[str] = ()) -> str:
     """Return the sum of an expression, by these labels or of all."""
     return f"sum by ({', '.join(by)}) ({expression})" if by else f"sum({expression})"
@@ -161,6 +181,9 @@ def top(count: int, expression: str) -> str:
     return f"topk({count}, {expression})"
 
 
-def or_zero(expression: str) -> str:
-    """Return 0 where a number without labels has no value, because nothing of the kind was ever seen."""
-    return f"({expression}) or vector(0)"
+def or_zero(expression: str, known: str) -> str:
+    """Return 0 where a number without labels has no value, because nothing of the kind was ever seen.
+
+    That is known only where `known`, such as a fact of the monitor that would see it, has a value; else there is none.
+    """
+    return f"({expression}) or 0 * {largest(known)}"

@@ -40,7 +40,8 @@ class Column:
             properties["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
         if self.mappings:
             properties["mappings"] = list(self.mappings)
-            properties["custom.cellOptions"] = {"type": "color-text"}
+            if not self.steps:
+                properties["custom.cellOptions"] = {"type": "color-text"}
         if self.links:
             properties["links"] = list(self.links)
         return Override(self.title, properties)

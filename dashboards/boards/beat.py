@@ -6,9 +6,9 @@ from ..board import Board, Section, board
 from ..links import field, of_entry, of_task
 from ..palette import BAD, GOOD, PLAIN, PURPLE, QUIET, WARN, Steps, words, worse
 from ..panels import BarGauge, Query, StateTimeline, Tile, Timeseries
-from ..queries import fact, increase, largest, mean, or_zero, top, total
+from ..queries import fact, growth, largest, mean, top, total
 from ..tables import Column, Table
-from .parts import APP, ENTRY, RANGE, number, quantiles, spread, variables
+from .parts import APP, ENTRY, RANGE, none_seen, number, quantiles, spread, variables
 
 BY = ("broker", "app", "entry")
 TOP = 12
@@ -34,7 +34,7 @@ def make(flower_url: str) -> Board:
 
 def _numbers() -> list[Tile]:
     def grown(name: str) -> str:
-        return or_zero(total(increase(f"celery_beat_{name}_total", *ENTRY, window=RANGE)))
+        return none_seen(total(growth(f"celery_beat_{name}_total", *ENTRY, window=RANGE)))
 
     return [
         number(
@@ -42,7 +42,7 @@ def _numbers() -> list[Tile]:
             "Is there exactly one scheduler for each app?",
             "Apps with no leading beat (nothing is scheduled) or with more than one (all runs twice).",
             "See *Beats by app*: start the missing one, stop the one that is too many.",
-            or_zero(f"count({fact('celery_beats', *APP)} != 1)"),
+            none_seen(f"count({fact('celery_beats', *APP)} != 1)"),
             steps=worse(bad=1),
         ),
         number(
@@ -50,7 +50,7 @@ def _numbers() -> list[Tile]:
             "Is something due and not sent?",
             "How long the most overdue entry has been due without a dispatch.",
             "Beat is down, stuck in a tick, or waits for the broker. See the schedule below.",
-            or_zero(largest(fact("celery_beat_overdue_seconds", *ENTRY))),
+            none_seen(largest(fact("celery_beat_overdue_seconds", *ENTRY))),
             unit="s",
             steps=worse(warn=10, bad=60),
         ),
@@ -79,7 +79,7 @@ def _timestamp(name: str) -> str:
 
 
 def _schedule() -> Table:
-    missed = total(increase("celery_beat_missed_total", *ENTRY, window=RANGE), BY)
+    missed = total(growth("celery_beat_missed_total", *ENTRY, window=RANGE), BY)
     return Table(
         title="The schedule",
         asks="What runs when, and is it late, missed or failing?",
@@ -206,7 +206,7 @@ def _trouble() -> Timeseries:
     names = {"missed": ("missed", BAD), "duplicate": ("duplicates", WARN), "dispatch_failed": ("refused", PURPLE)}
     queries = [
         Query(
-            expr=f"{total(increase(f'celery_beat_{name}_total', *ENTRY, window='5m'), ('entry',))} > 0",
+            expr=f"{total(growth(f'celery_beat_{name}_total', *ENTRY, window='5m'), ('entry',))} > 0",
             legend=f"{legend}: {{{{entry}}}}",
         )
         for name, (legend, _) in names.items()
@@ -253,7 +253,7 @@ def _end_to_end() -> Timeseries:
 
 
 def _succeeded() -> BarGauge:
-    dispatched = total(increase("celery_beat_dispatched_total", *ENTRY, window=RANGE), BY)
+    dispatched = total(growth("celery_beat_dispatched_total", *ENTRY, window=RANGE), BY)
     return BarGauge(
         title="Dispatches in the time shown",
         asks="How often did each entry run?",

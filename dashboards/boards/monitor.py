@@ -6,9 +6,9 @@ from ..board import Board, Section, board
 from ..links import board as to_board
 from ..palette import BAD, BLUE, GOOD, PURPLE, WARN, Steps, words, worse
 from ..panels import Note, Query, StateTimeline, Tile, Timeseries, colors
-from ..queries import largest, or_zero, own_fact, own_increase, own_rate, total
+from ..queries import largest, own_fact, own_increase, own_rate, total
 from ..tables import Column, Table
-from .parts import BROKER, RANGE, number, variables
+from .parts import BROKER, RANGE, none_seen, number, variables
 
 INSTANCE = "{{instance}} {{broker}}"
 LAG = 2.5
@@ -45,7 +45,7 @@ def _numbers() -> list[Tile]:
             "Does every monitor hear every broker?",
             "Subscriptions over which the monitor's own echo does not come back.",
             "Is the broker reachable from the monitor, and does it allow pub/sub or event queues?",
-            or_zero(f"count({own_fact('celeryscope_connected', *BROKER)} == 0)"),
+            none_seen(f"count({own_fact('celeryscope_connected', *BROKER)} == 0)"),
             steps=worse(bad=1),
         ),
         number(
@@ -53,7 +53,7 @@ def _numbers() -> list[Tile]:
             "How old are the numbers?",
             "Publish to processing of the latest echo; the worst over monitors.",
             "Above 2.5 s events are near being dropped by the broker: give the monitor CPU, or a nearer place.",
-            or_zero(largest(own_fact("celeryscope_event_lag_seconds", *BROKER))),
+            largest(own_fact("celeryscope_event_lag_seconds", *BROKER)),
             unit="s",
             steps=worse(warn=1, bad=LAG),
         ),
@@ -62,7 +62,7 @@ def _numbers() -> list[Tile]:
             "What happened while it was down?",
             "Tasks known from before a restart and gone after it, counted under no outcome, in the time shown.",
             "Restart it less, or run two monitors: one goes on while the other restarts.",
-            or_zero(largest(own_increase("celeryscope_task_outcomes_missed_total", *BROKER, window=RANGE))),
+            none_seen(largest(own_increase("celeryscope_task_outcomes_missed_total", *BROKER, window=RANGE))),
             steps=worse(warn=1),
         ),
         number(
@@ -70,7 +70,7 @@ def _numbers() -> list[Tile]:
             "Does anybody get told?",
             "Age of the oldest failure that is not in the incident store yet.",
             "Is the alerter running? See its log, and *Calls to Slack* below.",
-            or_zero(largest(own_fact("celeryscope_alerter_oldest_failure_seconds"))),
+            largest(own_fact("celeryscope_alerter_oldest_failure_seconds")),
             unit="s",
             steps=worse(warn=60, bad=300),
         ),

@@ -9,10 +9,10 @@ from ..links import board as to_board
 from ..links import field, of_entry, of_queue, of_task, of_worker
 from ..palette import BAD, BLUE, GOOD, OUTCOMES, QUIET, Steps, at_least, words, worse
 from ..panels import Query, Stat, Tile, Timeseries, colors
-from ..queries import fact, increase, largest, or_zero, own_fact, own_increase, top, total
+from ..queries import fact, growth, largest, or_zero, own_fact, own_increase, top, total
 from ..recordings import by_owner, recorded
 from ..tables import Column, Table
-from .parts import BROKER, RECORDED, number, of_online, variables
+from .parts import BROKER, RECORDED, lost_workers, none_seen, number, of_online, variables
 
 HEIGHT = 3
 SLOW_LAG = 2.5
@@ -57,7 +57,7 @@ def _workers_now() -> list[Tile]:
             "Did a worker vanish?",
             "Workers whose heartbeats stopped without a goodbye: killed, out of memory, or cut off.",
             "See which on the Workers board; look at its host and its last log lines. Its runs are orphaned.",
-            or_zero(total(fact("celery_workers", 'state="lost"', *BROKER))),
+            none_seen(f"count({lost_workers(*BROKER)})"),
             leads="workers",
             steps=worse(bad=1),
         ),
@@ -75,14 +75,14 @@ def _workers_now() -> list[Tile]:
 
 
 def _work_now() -> list[Tile]:
-    ended = " + ".join(f"({or_zero(total(_rate(name)))})" for name in ("succeeded", "failed"))
+    ended = f"({total(_rate('succeeded'))} + {total(_rate('failed'))})"
     return [
         _stat(
             "Oldest waiting",
             "How long must a task wait?",
             "Age of the task that has waited longest and is past its ETA, over all queues.",
             "Open Queues: too few slots, a stuck worker, or a queue that nobody consumes from.",
-            or_zero(largest(fact("celery_task_oldest_waiting_seconds", *BROKER))),
+            none_seen(largest(fact("celery_task_oldest_waiting_seconds", *BROKER))),
             leads="queues",
             unit="s",
             steps=worse(warn=60, bad=600),
@@ -92,7 +92,7 @@ def _work_now() -> list[Tile]:
             "Which share of runs fails?",
             f"Failed runs (no retry left) as a share of all that ended in five minutes. {RECORDED}",
             "Open Tasks: the failing tasks and their exceptions are named there.",
-            or_zero(f"{total(_rate('failed'))} / (({ended}) > 0)"),
+            or_zero(f"{total(_rate('failed'))} / ({ended} > 0)", known=ended),
             leads="tasks",
             unit="percentunit",
             steps=worse(warn=0.01, bad=0.1),
@@ -102,7 +102,7 @@ def _work_now() -> list[Tile]:
             "Does the scheduler keep its word?",
             "Entries of beat schedules that have been due for more than a minute without a dispatch.",
             "Open Beat: is it down, stuck, or is the broker refusing?",
-            or_zero(f"count({fact('celery_beat_overdue_seconds', *BROKER)} > 60)"),
+            none_seen(f"count({fact('celery_beat_overdue_seconds', *BROKER)} > 60)"),
             leads="beat",
             steps=worse(bad=1),
         ),
@@ -120,7 +120,7 @@ def _given_up() -> list[Tile]:
             "What was given up in the last hour?",
             "Failed runs that had been retried before: no attempt is left, nobody will do that work.",
             "Open Tasks for which; run them again once the cause is mended.",
-            or_zero(total(increase("celery_task_retries_exhausted_total", *BROKER, window="1h"))),
+            none_seen(total(growth("celery_task_retries_exhausted_total", *BROKER, window="1h"))),
             leads="tasks",
             now=True,
             steps=worse(warn=1),
@@ -130,7 +130,7 @@ def _given_up() -> list[Tile]:
             "Is work lying dead?",
             "Runs that started on a worker that is gone and never ended.",
             "Late-acknowledged ones come back by themselves after the visibility timeout; others must be sent again.",
-            or_zero(total(fact("celery_tasks_orphaned", *BROKER))),
+            none_seen(total(fact("celery_tasks_orphaned", *BROKER))),
             leads="tasks",
             steps=worse(warn=1),
         ),
@@ -139,7 +139,7 @@ def _given_up() -> list[Tile]:
             "Which scheduled runs never came?",
             "Slots of schedules that passed without a dispatch in the last 24 hours.",
             "Open Beat for which; run by hand what must not be left out.",
-            or_zero(total(increase("celery_beat_missed_total", *BROKER, window="1d"))),
+            none_seen(total(growth("celery_beat_missed_total", *BROKER, window="1d"))),
             leads="beat",
             now=True,
             steps=worse(warn=1),
@@ -154,7 +154,7 @@ def _promises() -> list[Tile]:
             "Does each app have one scheduler?",
             "Apps without exactly one leading beat: none means that nothing is scheduled, two that all runs twice.",
             "Open Beat: start the missing one, or stop the one that is too many.",
-            or_zero(f"count({fact('celery_beats', *BROKER)} != 1)"),
+            none_seen(f"count({fact('celery_beats', *BROKER)} != 1)"),
             leads="beat",
             steps=worse(bad=1),
         ),
@@ -163,7 +163,7 @@ def _promises() -> list[Tile]:
             "Can these numbers be trusted?",
             "Task starts in the last hour that workers counted and the monitor never saw: lost events.",
             "Open Monitor: lag, reconnects, or a broker that cuts off slow readers.",
-            or_zero(total(increase("celery_worker_starts_missed_total", *BROKER, window="1h"))),
+            none_seen(total(growth("celery_worker_starts_missed_total", *BROKER, window="1h"))),
             leads="monitor",
             now=True,
             steps=worse(warn=1),
@@ -210,7 +210,7 @@ def _throughput() -> Timeseries:
 
 def _trust() -> Timeseries:
     lag = largest(own_fact("celeryscope_event_lag_seconds", *BROKER))
-    lost = or_zero(total(own_increase("celeryscope_task_outcomes_missed_total", *BROKER, window="5m")))
+    lost = none_seen(total(own_increase("celeryscope_task_outcomes_missed_total", *BROKER, window="5m")))
     return Timeseries(
         title="Trust: event lag and what was missed",
         asks="How old is what this board shows?",
@@ -247,7 +247,7 @@ def _depth() -> Timeseries:
 
 def _failing() -> Table:
     def grown(name: str) -> str:
-        return total(increase(f"celery_task_{name}_total", *BROKER, window="1h"), ("broker", "task"))
+        return total(growth(f"celery_task_{name}_total", *BROKER, window="1h"), ("broker", "task"))
 
     return Table(
         title="Failing tasks, last hour",
@@ -271,7 +271,6 @@ def _failing() -> Table:
 
 
 def _workers() -> Table:
-    lost = fact("celery_worker_lost", *BROKER)
     wedged = fact("celery_worker_wedged", *BROKER)
     return Table(
         title="Workers in trouble",
@@ -279,7 +278,7 @@ def _workers() -> Table:
         means="Lost: heartbeats stopped without a goodbye. Wedged: it is heard, has free slots and takes nothing from "
         "queues that hold messages.",
         do="Lost: see its host. Wedged: restart it (Flower's page of it can), its tasks go back to the queue.",
-        queries=[Query(expr=f"({lost} == 1) or ({wedged} * 2 == 2)")],
+        queries=[Query(expr=f"{lost_workers(*BROKER)} or ({wedged} * 2 == 2)")],
         width=7,
         height=7,
         columns=[

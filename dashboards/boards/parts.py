@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..board import Variable, datasource_variable, flower_variable, query_variable
 from ..links import Link
 from ..palette import PLAIN, QUANTILES, Steps
 from ..panels import Heatmap, Query, Stat, Timeseries, colors
-from ..queries import fact, total
+from ..queries import fact, or_zero, own_fact, total
 from ..recordings import either, rate_of, recorded
 
 BROKER = ('broker=~"$broker"',)
@@ -20,6 +21,12 @@ ENTRY = (*APP, 'entry=~"$entry"')
 
 RANGE = "$__range"
 RECORDED = "Read from a recording rule: load the rules (`celeryscope rules build`) for it to have data."
+
+WATCHED = own_fact("celeryscope_connected", *BROKER)
+"""Has a value where a monitor of the broker is scraped: what it does not list then, it has never seen."""
+_QUEUES_READ = own_fact("celeryscope_collector_success", *BROKER, 'collector="queues"')
+SAMPLED = f"({_QUEUES_READ} == 1)"
+"""Has a value where a monitor reads the broker's queues."""
 
 _QUERIES = {
     "broker": ("label_values(celery_workers, broker)", "Broker"),
@@ -34,6 +41,16 @@ _QUERIES = {
 def of_online(name: str, *where: str) -> str:
     """Return a fact about workers, of those that are up: what a lost one last said is no capacity."""
     return f"({fact(name, *where)} and on (broker, worker) {fact('celery_worker_up', *where)} == 1)"
+
+
+def lost_workers(*where: str) -> str:
+    """Return 1 for each worker that fell silent and that no monitor hears: one monitor may be cut off."""
+    return f"({fact('celery_worker_lost', *where)} == 1 unless {fact('celery_worker_up', *where)} == 1)"
+
+
+def none_seen(expression: str) -> str:
+    """Return a number without labels, or 0 where a monitor watches and has never seen anything of the kind."""
+    return or_zero(expression, WATCHED)
 
 
 def variables(flower_url: str, *names: str) -> list[Variable]:
@@ -59,6 +76,7 @@ def number(
     height: int = 4,
     links: Sequence[Link] = (),
     now: bool = False,
+    mappings: Sequence[dict[str, Any]] = (),
 ) -> Stat:
     """Return a big number with its course behind it; with `now` without: what looks back for hours is asked once."""
     now = now or RANGE in expr
@@ -72,6 +90,7 @@ def number(
         height=height,
         unit=unit,
         steps=steps,
+        mappings=list(mappings),
         data_links=links,
         graph=not now,
         text_mode="value",

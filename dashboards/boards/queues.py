@@ -5,12 +5,12 @@ from __future__ import annotations
 from ..board import Board, Section, board
 from ..links import board as to_board
 from ..links import field, of_queue
-from ..palette import BLUE, GREEN, ORANGE, PURPLE, QUIET, Steps, worse
+from ..palette import BLUE, GREEN, NEVER, ORANGE, PURPLE, QUIET, Steps, worse
 from ..panels import BarGauge, Query, Tile, Timeseries, colors
-from ..queries import fact, increase, largest, or_zero, top, total
+from ..queries import fact, growth, largest, or_zero, top, total
 from ..recordings import by_owner, recorded
 from ..tables import Column, Table
-from .parts import QUEUE, RANGE, RECORDED, number, variables
+from .parts import BROKER, QUEUE, RANGE, RECORDED, SAMPLED, number, variables
 
 BY = ("broker", "queue")
 STATES = {"ready": ORANGE, "unacked": BLUE, "scheduled": PURPLE}
@@ -50,6 +50,12 @@ def _drain_seconds() -> str:
     return f"({_ready()} > 0) / on (broker, queue) ({_started()} > 0)"
 
 
+def _drain_or_never() -> str:
+    # Without the recording nothing is known of starts: that is not the same as none.
+    recording = f"count({recorded(by_owner('celery_task_started_total'), *BROKER)})"
+    return f"({_drain_seconds()} or ({_ready()} > 0) * +Inf and on () {recording})"
+
+
 def _numbers() -> list[Tile]:
     return [
         number(
@@ -57,7 +63,7 @@ def _numbers() -> list[Tile]:
             "How much work waits in the broker?",
             "Messages that no worker has fetched, over the queues chosen.",
             "See below which queue, and whether it drains.",
-            or_zero(total(_ready())),
+            or_zero(total(_ready()), SAMPLED),
             steps=Steps(BLUE, ()),
         ),
         number(
@@ -65,7 +71,7 @@ def _numbers() -> list[Tile]:
             "How late is the oldest?",
             "Now minus the later of sending and ETA, over all priorities.",
             "Old and few: a queue that nobody takes from, or a low priority that starves.",
-            or_zero(largest(fact("celery_queue_oldest_message_age_seconds", *QUEUE))),
+            or_zero(largest(fact("celery_queue_oldest_message_age_seconds", *QUEUE)), f"({largest(_ready())} == 0)"),
             unit="s",
             steps=worse(warn=60, bad=600),
         ),
@@ -74,17 +80,20 @@ def _numbers() -> list[Tile]:
             "Is work sent where nobody listens?",
             "Queues that hold messages and that no worker consumes from.",
             "Start a worker with `-Q` of that queue, or mend the routing (a typo makes a new queue).",
-            or_zero(f"count({_unserved()})"),
+            or_zero(f"count({_unserved()})", fact("celery_queue_consumers", *QUEUE)),
             steps=worse(bad=1),
         ),
         number(
             "Slowest to drain",
             "When will all be done?",
-            f"Messages ready over starts per second, with nothing more coming in; the slowest queue. {RECORDED}",
-            "More than you can wait: add workers for that queue.",
-            or_zero(f"max({_drain_seconds()})"),
+            "Messages ready over starts per second, with nothing more coming in; the slowest queue. NEVER: messages "
+            f"are ready and nothing starts. {RECORDED}",
+            "More than you can wait: add workers for that queue. NEVER: nobody takes from it, see *Who takes it*.",
+            or_zero(largest(_drain_or_never()), f"({largest(_ready())} == 0)"),
             unit="s",
             steps=worse(warn=600, bad=3600),
+            mappings=NEVER,
+            now=True,
         ),
     ]
 
@@ -104,7 +113,7 @@ def _all() -> Table:
             Query(expr=fact("celery_queue_consumers", *QUEUE)),
             Query(expr=fact("celery_queue_busy_slots", *QUEUE)),
             Query(expr=fact("celery_queue_slots", *QUEUE)),
-            Query(expr=_drain_seconds()),
+            Query(expr=_drain_or_never()),
         ],
         width=24,
         height=8,
@@ -117,7 +126,7 @@ def _all() -> Table:
             Column("E", "Workers", steps=Steps(ORANGE, ((1, QUIET),)), width=90),
             Column("F", "Busy", width=80),
             Column("G", "Slots", width=80),
-            Column("H", "Empty in", unit="s", steps=worse(warn=600, bad=3600), width=110),
+            Column("H", "Empty in", unit="s", steps=worse(warn=600, bad=3600), mappings=tuple(NEVER), width=110),
         ],
         sort_by="Ready",
     )
@@ -241,7 +250,7 @@ def _consumers() -> Timeseries:
 
 def _tasks() -> Table:
     by = ("broker", "queue", "task")
-    sent = total(increase("celery_task_sent_total", *QUEUE, window=RANGE), by)
+    sent = total(growth("celery_task_sent_total", *QUEUE, window=RANGE), by)
     waiting = total(fact("celery_tasks_waiting", *QUEUE), by)
     return Table(
         title="Tasks in these queues",

@@ -8,7 +8,7 @@ from ..board import Board, Section, board
 from ..links import field, flower_task, of_entry, of_queue
 from ..palette import BAD, BLUE, OUTCOMES, PURPLE, SKY, WARN, worse
 from ..panels import DATASOURCE, Query, Stat, Tile, Timeseries, colors
-from ..queries import earlier, fact, increase, largest, or_zero, total
+from ..queries import earlier, fact, growth, largest, or_zero, total
 from ..recordings import either_gauge, recorded
 from ..tables import Column, Table
 from .parts import (
@@ -17,6 +17,8 @@ from .parts import (
     RECORDED,
     TASK,
     ending,
+    lost_workers,
+    none_seen,
     number,
     quantile,
     quantiles,
@@ -62,9 +64,10 @@ def _annotations() -> list[dict[str, Any]]:
             "titleFormat": name,
         }
 
-    def became_one(name: str) -> str:
-        return f"({fact(name, *BROKER)} == 1) unless ({earlier(name, *BROKER, offset='1m')} == 1)"
+    def became(now: str, name: str) -> str:
+        return f"{now} unless ({earlier(name, *BROKER, offset='1m')} == 1)"
 
+    up = f"({fact('celery_worker_up', *BROKER)} == 1)"
     deploys = {
         "datasource": {"type": "grafana", "uid": "-- Grafana --"},
         "enable": True,
@@ -75,8 +78,8 @@ def _annotations() -> list[dict[str, Any]]:
     }
     return [
         deploys,
-        query("Worker started", became_one("celery_worker_up"), BLUE, "{{worker}} came online"),
-        query("Worker lost", became_one("celery_worker_lost"), BAD, "{{worker}} fell silent"),
+        query("Worker started", became(up, "celery_worker_up"), BLUE, "{{worker}} came online"),
+        query("Worker lost", became(lost_workers(*BROKER), "celery_worker_lost"), BAD, "{{worker}} fell silent"),
     ]
 
 
@@ -100,7 +103,7 @@ def _rates() -> list[Tile]:
             "Does it work?",
             f"Failed runs as a share of those that ended, over five minutes. {RECORDED}",
             "See the exceptions below; the marks tell whether it began with a deploy.",
-            or_zero(f"{failed} / ({succeeded} + {failed} > 0)"),
+            or_zero(f"{failed} / ({succeeded} + {failed} > 0)", known=f"({succeeded} + {failed})"),
             unit="percentunit",
             steps=worse(warn=0.01, bad=0.1),
         ),
@@ -131,7 +134,7 @@ def _times() -> list[Tile]:
             "Is one left lying?",
             "Age of the task of this kind that has waited longest, past its ETA.",
             "See the Queues board for the queue it waits in.",
-            or_zero(largest(fact("celery_task_oldest_waiting_seconds", *TASK))),
+            none_seen(largest(fact("celery_task_oldest_waiting_seconds", *TASK))),
             unit="s",
             steps=worse(warn=60, bad=600),
         ),
@@ -140,7 +143,7 @@ def _times() -> list[Tile]:
             "Is one stuck?",
             "Age of the run under way longest.",
             "Much more than its p95: open it in Flower, terminate it there, and set a time limit.",
-            or_zero(largest(fact("celery_task_oldest_running_seconds", *TASK))),
+            none_seen(largest(fact("celery_task_oldest_running_seconds", *TASK))),
             unit="s",
         ),
     ]
@@ -188,7 +191,7 @@ def _failures() -> Table:
         means="Failed and retried runs of this task, by exception, outcome and queue.",
         do="Look one up in Flower: its task page has arguments and traceback.",
         queries=[
-            Query(expr=f"{total(increase('celery_task_exceptions_total', *TASK, window=RANGE), by)} > 0"),
+            Query(expr=f"{total(growth('celery_task_exceptions_total', *TASK, window=RANGE), by)} > 0"),
         ],
         columns=[
             Column("exception", "Exception"),

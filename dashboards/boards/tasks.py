@@ -6,7 +6,7 @@ from ..board import Board, Section, board
 from ..links import field, of_queue, of_task
 from ..palette import BAD, BLUE, OUTCOMES, PURPLE, WARN, YELLOW, at_least, worse
 from ..panels import BarGauge, Query, Tile, Timeseries, colors
-from ..queries import fact, increase, largest, mean, top, total
+from ..queries import fact, growth, largest, mean, top, total
 from ..recordings import either_gauge, rate_of, recorded
 from ..tables import Column, Table
 from .parts import RANGE, RECORDED, TASK, ending, quantile_by, quantiles, recorded_mean, spread, variables
@@ -147,7 +147,7 @@ def _total() -> Timeseries:
 
 def _failing() -> Table:
     def grown(name: str) -> str:
-        return total(increase(f"celery_task_{name}_total", *TASK, window=RANGE), BY_TASK)
+        return total(growth(f"celery_task_{name}_total", *TASK, window=RANGE), BY_TASK)
 
     failed, succeeded = (
         total(f"avg_over_time({recorded(rate_of(f'celery_task_{name}_total'), *TASK)}[{RANGE}])", BY_TASK)
@@ -180,7 +180,7 @@ def _failing() -> Table:
 
 def _exceptions() -> Table:
     by = ("broker", "task", "exception", "outcome")
-    grown = total(increase("celery_task_exceptions_total", *TASK, window=RANGE), by)
+    grown = total(growth("celery_task_exceptions_total", *TASK, window=RANGE), by)
     return Table(
         title="Exceptions in the time shown",
         asks="Why do they fail?",

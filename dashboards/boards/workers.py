@@ -6,9 +6,9 @@ from ..board import Board, Section, board
 from ..links import field, of_worker
 from ..palette import BAD, BLUE, GOOD, GREEN, ORANGE, QUIET, WARN, Steps, at_least, words, worse
 from ..panels import BarGauge, Query, StateTimeline, Tile, Timeseries, colors
-from ..queries import fact, increase, or_zero, rate, top, total
+from ..queries import fact, growth, rate, top, total
 from ..tables import Column, Table
-from .parts import BROKER, RANGE, WORKER, number, of_online, variables
+from .parts import BROKER, RANGE, WORKER, lost_workers, none_seen, number, of_online, variables
 
 STATES = {0: ("offline", QUIET), 1: ("up", GOOD), 2: ("LOST", BAD), 3: ("WEDGED", WARN)}
 TOP = 12
@@ -30,9 +30,9 @@ def make(flower_url: str) -> Board:
 
 
 def _state() -> str:
-    up, lost, wedged = (fact(f"celery_worker_{name}", *WORKER) for name in ("up", "lost", "wedged"))
+    up, wedged = (fact(f"celery_worker_{name}", *WORKER) for name in ("up", "wedged"))
     # A worker that is up may be wedged; one that is lost is not up.
-    return f"({wedged} * 3 == 3) or ({lost} * 2 == 2) or {up}"
+    return f"({wedged} * 3 == 3) or {lost_workers(*WORKER)} * 2 or {up}"
 
 
 def _numbers() -> list[Tile]:
@@ -51,7 +51,7 @@ def _numbers() -> list[Tile]:
             "Did one vanish?",
             "Workers whose heartbeats stopped without a goodbye: killed, out of memory, cut off.",
             "Look at its host: out-of-memory killer, node gone, network. Its runs are orphaned.",
-            or_zero(total(fact("celery_workers", *BROKER, 'state="lost"'))),
+            none_seen(f"count({lost_workers(*BROKER)})"),
             steps=worse(bad=1),
         ),
         number(
@@ -59,7 +59,7 @@ def _numbers() -> list[Tile]:
             "Does one only pretend to work?",
             "Workers that are heard, have free slots, and take nothing from queues that hold messages.",
             "Restart it from its page in Flower; its unacknowledged tasks go back to the queue.",
-            or_zero(total(fact("celery_worker_wedged", *WORKER))),
+            none_seen(total(fact("celery_worker_wedged", *WORKER))),
             steps=worse(bad=1),
         ),
         number(
@@ -192,10 +192,12 @@ def _load() -> Timeseries:
 
 
 def _unseen() -> Timeseries:
-    names = {
-        "starts_missed": "events lost",
-        "starts_missed_down": "monitor was down",
-        "starts_untracked": "send_events=False",
+    missed, down, untracked = (f"celery_worker_starts_{name}_total" for name in ("missed", "missed_down", "untracked"))
+    # Those missed while the monitor was down are among those missed.
+    grew = {
+        "events lost": growth(missed, *WORKER, window="5m", less=down),
+        "monitor was down": growth(down, *WORKER, window="5m"),
+        "send_events=False": growth(untracked, *WORKER, window="5m"),
     }
     return Timeseries(
         title="Starts that were not seen",
@@ -203,10 +205,7 @@ def _unseen() -> Timeseries:
         means="Starts that workers counted and no event told of: because events were lost, because the monitor was "
         "down, or because the task sends none.",
         do="Events lost: open Monitor. The monitor was down: its restarts. The third kind is the task's own choice.",
-        queries=[
-            Query(expr=total(increase(f"celery_worker_{name}_total", *WORKER, window="5m")), legend=legend)
-            for name, legend in names.items()
-        ],
+        queries=[Query(expr=total(expression), legend=legend) for legend, expression in grew.items()],
         overrides=colors({"events lost": BAD, "monitor was down": WARN, "send_events=False": QUIET}),
         bars=True,
         stacked=True,
@@ -244,7 +243,7 @@ def _silence() -> Timeseries:
 
 
 def _events() -> Table:
-    missed = total(increase("celery_worker_starts_missed_total", *WORKER, window=RANGE), ("broker", "worker"))
+    missed = total(growth("celery_worker_starts_missed_total", *WORKER, window=RANGE), ("broker", "worker"))
     return Table(
         title="Workers whose tasks are not seen",
         asks="Whose numbers are incomplete?",

@@ -32,6 +32,8 @@ def anything(self, end: str) -> None:  # type: ignore[no-untyped-def]
     """End as it is told."""
     if end == "fail":
         raise ValueError("as it was told")
+    if end == "fail in a new way":
+        raise LookupError("never before")
     if end == "give up" or (end == "retry" and not self.request.retries):
         raise self.retry(exc=ConnectionError("again"), countdown=0)
     if end == "reject":

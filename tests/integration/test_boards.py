@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -73,27 +76,123 @@ def promtool(*argv: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def shows(which: tuple[str, str, str], wanted: dict[str, float], *, task: str = "All") -> dict[str, Any]:
+    """What a panel's query must find after half an hour."""
+    return {
+        "expr": substituted(EXPRESSIONS[which], {**ALL, "task": task}),
+        "eval_time": "30m",
+        "exp_samples": [{"labels": labels, "value": value} for labels, value in wanted.items()],
+    }
+
+
 def test_two_monitors_count_once_at_all_and_at_a_value(tmp_path: Path):
     write(tmp_path, outputs(defaults()))
-    tests = [
-        {
-            "expr": substituted(EXPRESSIONS[which], {**ALL, "task": task}),
-            "eval_time": "30m",
-            "exp_samples": [{"labels": labels, "value": value} for labels, value in wanted.items()],
-        }
-        for which, task, wanted in EXPECTED
-    ]
+    asked = [shows(which, wanted, task=task) for which, task, wanted in EXPECTED]
     play = {
         "rule_files": ["rules/celeryscope-recordings.yml"],
         "evaluation_interval": "1m",
-        "tests": [{"interval": "1m", "input_series": series(), "promql_expr_test": tests}],
+        "tests": [{"interval": "1m", "input_series": series(), "promql_expr_test": asked}],
     }
     (tmp_path / "test.yml").write_text(yaml.safe_dump(play, sort_keys=False))
     promtool("test", "rules", tmp_path / "test.yml")
 
 
-@pytest.mark.parametrize("task", ["All", "shop.charge", "odd (task) + [name] | \\d"])
-def test_prometheus_understands_every_query(tmp_path: Path, task: str):
+WATCHED = {'celeryscope_connected{instance="a"}': "1x60"}
+PAGE = {'celeryscope_build_info{instance="a", job="m"}': "1x60"}
+READY = 'celery_queue_messages{queue="mails", state="ready"}'
+STARTED = f"celery_task_started_total{{{MAIL}}}"
+FAILED, EXHAUSTED = (
+    f'celery_task_{name}_total{{instance="a", job="m", {MAIL}}}' for name in ("failed", "retries_exhausted")
+)
+THROWN = f'celery_task_exceptions_total{{instance="a", job="m", {MAIL}, {KIND}}}'
+MISSED = 'celery_beat_missed_total{instance="a", job="m", app="shop", entry="nightly"}'
+LOST = {f'celery_worker_starts_missed{part}_total{{instance="a", job="m", worker="w"}}' for part in ("", "_down")}
+DRAIN, FAILING_NOW = ("celery-queues", "Slowest to drain", "A"), ("celery-overview", "Failing now", "A")
+THROWN_SHOWN = ("celery-tasks", "Exceptions in the time shown", "A")
+MAILS = '{task="shop.mail", exception="ValueError", outcome="failed"}'
+ZEROS = [
+    (which, expression)
+    for which, expression in EXPRESSIONS.items()
+    if re.search(r"\) or 0 \* max\(max by \(instance, broker\) \(celeryscope_connected", expression)
+]
+ONE_UP = {
+    'celery_worker_up{instance="a", worker="w"}': "1x60", 'celery_worker_up{instance="b", worker="w"}': "0x60",
+    'celery_worker_lost{instance="a", worker="w"}': "0x60", 'celery_worker_lost{instance="b", worker="w"}': "1x60",
+}  # fmt: skip
+NONE_UP = {
+    'celery_worker_up{instance="a", worker="w"}': "0x60", 'celery_worker_lost{instance="a", worker="w"}': "1x60",
+}  # fmt: skip
+LIVES, TROUBLE = ("celery-workers", "Lives of the workers", "A"), ("celery-overview", "Workers in trouble", "A")
+PLAYS: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {
+    "nothing is scraped": (
+        {"up": "0x60"},
+        [shows(which, {}) for which in (*dict(ZEROS), DRAIN, FAILING_NOW, ("celery-task", "Failing", "A"))],
+    ),
+    "a monitor has seen nothing": (WATCHED, [shows(which, {"{}": 0}) for which, _ in ZEROS]),
+    "tasks run well": (
+        {f"celery_task_{name}_total{{{MAIL}}}": "0x60" for name in ("failed", "succeeded")},
+        [shows(FAILING_NOW, {"{}": 0}), shows(("celery-task", "Failing", "A"), {"{}": 0})],
+    ),
+    "ready and nothing starts": ({READY: "500x60", STARTED: "60x60"}, [shows(DRAIN, {"{}": math.inf})]),
+    "ready, and it is not known what starts": ({READY: "500x60"}, [shows(DRAIN, {})]),
+    "ready and a start a second": ({READY: "500x60", STARTED: "0+60x60"}, [shows(DRAIN, {"{}": 500})]),
+    "nothing is ready": ({READY: "0x60"}, [shows(DRAIN, {"{}": 0})]),
+    "the first of each, a quarter of an hour ago": (
+        WATCHED | PAGE | dict.fromkeys((FAILED, EXHAUSTED, THROWN, MISSED), "_x15 1x45"),
+        [
+            shows(THROWN_SHOWN, {MAILS: 1}),
+            shows(("celery-task", "Exceptions in the time shown", "A"), {f'{{queue="mails", {KIND}}}': 1}),
+            shows(("celery-overview", "Failing tasks, last hour", "A"), {'{task="shop.mail"}': 1}),
+            shows(("celery-overview", "Retries exhausted", "A"), {"{}": 1}),
+            shows(("celery-overview", "Slots missed today", "A"), {"{}": 1}),
+        ],
+    ),
+    "what a monitor counted before Prometheus knew it is not new": (
+        {one: f"_x15 {value}" for one, value in {**dict.fromkeys(PAGE, "1x45"), THROWN: "70x45"}.items()},
+        [shows(THROWN_SHOWN, {})],
+    ),
+    "what was there before is not new": ({**PAGE, THROWN: "70x45"}, [shows(THROWN_SHOWN, {})]),
+    "three starts lost, two of them while the monitor was down": (
+        PAGE | dict(zip(sorted(LOST, reverse=True), ("0x27 3x33", "0x27 2x33"), strict=True)),
+        [
+            shows(("celery-workers", "Starts that were not seen", "A"), {"{}": 1}),
+            shows(("celery-workers", "Starts that were not seen", "B"), {"{}": 2}),
+        ],
+    ),
+    "one of two monitors says lost": (WATCHED | ONE_UP, [
+        shows(LIVES, {'{worker="w"}': 1}), shows(TROUBLE, {}),
+        shows(("celery-overview", "Workers lost", "A"), {"{}": 0}), shows(("celery-workers", "Lost", "A"), {"{}": 0}),
+    ]),
+    "every monitor says lost": (WATCHED | NONE_UP, [
+        shows(LIVES, {'{worker="w"}': 2}), shows(TROUBLE, {'{worker="w"}': 1}),
+        shows(("celery-overview", "Workers lost", "A"), {"{}": 1}), shows(("celery-workers", "Lost", "A"), {"{}": 1}),
+    ]),
+}  # fmt: skip
+
+
+def test_what_panels_show_of_small_stories(tmp_path: Path):
+    """No zero where nothing is known, the first of each is there, nothing is counted twice, one monitor may err."""
+    write(tmp_path, outputs(defaults()))
+    tests = [
+        {
+            "name": name,
+            "interval": "1m",
+            "input_series": [{"series": one, "values": values} for one, values in given.items()],
+            "promql_expr_test": asked,
+        }
+        for name, (given, asked) in PLAYS.items()
+    ]
+    assert len(ZEROS) > 15
+    play = {"rule_files": ["rules/celeryscope-recordings.yml"], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(play, sort_keys=False))
+    promtool("test", "rules", tmp_path / "test.yml")
+
+
+TWO = ["shop.charge", "odd (task) + [name] | \\d"]
+
+
+@pytest.mark.parametrize("task", ["All", *TWO, TWO], ids=["all", "plain", "odd", "two"])
+def test_prometheus_understands_every_query(tmp_path: Path, task: str | list[str]):
     values = {**ALL, "task": task, "worker": "celery@host-1"}
     rules = [
         {"record": f"query:{number}", "expr": substituted(expression, values)}

@@ -53,6 +53,17 @@ def test_two_monitors_are_one_before_anything_is_summed():
     )
 
 
+def test_growth_is_per_series_before_monitors_are_one_and_what_is_part_of_it_can_be_left_out():
+    whole, part = (f"celery_worker_starts_missed{part}_total" for part in ("", "_down"))
+    grew = queries.growth(part, window="5m")
+    assert grew.startswith(
+        f"max by (broker, worker) ({part} unless {part} offset 5m and (count_over_time({part}[5m]) <"
+    )
+    assert grew.endswith(f" or increase({part}[5m]))")
+    inner = grew.removeprefix("max by (broker, worker) ")
+    assert queries.growth(whole, window="5m", less=part).endswith(f") - {inner})")
+
+
 def test_facts_about_a_monitor_stay_with_it():
     assert queries.own_fact("celeryscope_connected") == "max by (instance, broker) (celeryscope_connected)"
     assert queries.own_rate("celeryscope_events_total", 'type="x"', window="5m") == (
@@ -78,7 +89,7 @@ def test_small_words():
     assert queries.largest("x") == "max(x)"
     assert queries.largest("x", ("task",)) == "max by (task) (x)"
     assert queries.top(3, "x") == "topk(3, x)"
-    assert queries.or_zero("sum(x)") == "(sum(x)) or vector(0)"
+    assert queries.or_zero("sum(x)", "max by (a) (y)") == "(sum(x)) or 0 * max(max by (a) (y))"
     assert queries.total("x", ("task", "queue")) == "sum by (task, queue) (x)"
 
 
