@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from . import flower_actions as actions
 from .control_run import Order, run
+from .flower_actions import Action
 from .flower_settings import ControlSettings
 from .options import from_options, settings_options
 
@@ -18,8 +20,8 @@ HELP = """Live control of workers and tasks, through Flower's API and with its c
 
 A WORKER is a full node name (celery@host), or what stands before the @ where only one worker has that.
 
-Asks before it ends or throws away work. Exit code: 0 when all was done; 1 when Flower or a worker refused, or nobody
-confirmed; 2 when Flower cannot be reached or does not accept the credentials, and for mistakes in what was typed.
+Asks before it ends, throws away or holds up work. Exit code: 0 when all was done; 1 when Flower or a worker refused, or
+nobody confirmed; 2 when Flower cannot be reached or does not accept the credentials, and for mistakes in what was typed.
 """
 
 SIGNALS = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGUSR1")
@@ -98,8 +100,13 @@ def abort(task_ids: tuple[str, ...]) -> Orders:
 @_ONLY
 def rate_limit(task: str, rate: str, only: tuple[str, ...]) -> Orders:
     """Limit how often each worker starts a task. RATE is such as 10/s, 200/m or 5/h, and 0 lifts the limit."""
+
+    def limit(name: str) -> Action:
+        # Everywhere at once it can stop a task for good, or set a flood free.
+        return replace(actions.rate_limit(task, rate, name), destructive=not only)
+
     for worker in only or ("",):
-        yield Order(lambda name: actions.rate_limit(task, rate, name), worker, task)
+        yield Order(limit, worker, task)
 
 
 @_command("time-limit")

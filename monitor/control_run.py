@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from .doctor.facts import is_local
 from .flower_actions import Action, FlowerError
 from .flower_client import FlowerClient, Worker
 from .flower_settings import ControlSettings
@@ -62,6 +64,7 @@ def run(settings: ControlSettings, orders: Sequence[Order], *, yes: bool, dry_ru
     if dry_run:
         _show_requests(settings, [_unsent(order) for order in orders], as_json=as_json)
         return 0
+    _warn_of_clear_text(settings)
     with closing(_client(settings)) as client:
         steps = [step for order in orders for step in prepared(client, order)]
         if not yes and not _confirmed([step for step in steps if step.ok and step.action.destructive]):
@@ -72,6 +75,15 @@ def run(settings: ControlSettings, orders: Sequence[Order], *, yes: bool, dry_ru
         steps = [performed(client, step) if step.ok else step for step in steps]
     _report(settings, steps, as_json=as_json)
     return exit_code(steps)
+
+
+def _warn_of_clear_text(settings: ControlSettings) -> None:
+    address = urlsplit(settings.flower_url)
+    if settings.login[0] and address.scheme == "http" and not is_local(address.hostname or ""):
+        click.echo(
+            f"celeryscope: warning: --flower-url: the password goes to {address.hostname} in clear text; use https://",
+            err=True,
+        )
 
 
 def exit_code(steps: Sequence[Step]) -> int:
@@ -148,6 +160,8 @@ def _checked(client: FlowerClient, action: Action) -> Step:
     count = int(dict(action.params).get("n", "0"))
     if action.name == "pool-shrink" and not worker.autoscale and count >= (worker.slots or math.inf):
         raise FlowerError(f"{worker.name} has {worker.slots} slots, and one must remain: shut it down instead")
+    if action.name == "autoscale" and worker.autoscale and int(dict(action.params)["max"]) < worker.autoscale["max"]:
+        action = replace(action, destructive=True)  # what it takes off holds up work, as pool-shrink does
     note = "" if worker.active is None else f"{worker.active} of {worker.slots or '?'} slots are busy"
     return Step(action, note)
 

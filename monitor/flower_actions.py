@@ -29,7 +29,8 @@ class FlowerError(Exception):
 class Action:
     """One request: a POST of `params` to `path` below Flower's address.
 
-    `effect` words it for people, and `caveat` what they may not expect. A `destructive` one ends or throws away work.
+    `effect` words it for people, and `caveat` what they may not expect. A `destructive` one ends,
+    throws away or holds up work.
     `worker`, `task` and `uuid` say what it is about, as far as it is about one.
     """
 
@@ -96,7 +97,8 @@ def time_limit(task: str, worker: str, *, soft: float | None = None, hard: float
     # celery/worker/request.py, create_request_cls: a task's limits are read once, when its strategy is made.
     caveat = "Celery goes by it once the worker's pool is restarted (celeryscope control pool-restart) or it reconnects"
     path = _path("task/timeout", task)
-    return Action("time-limit", path, effect, params, worker=worker, task=task, caveat=caveat)
+    kills = hard is not None
+    return Action("time-limit", path, effect, params, destructive=kills, worker=worker, task=task, caveat=caveat)
 
 
 def pool_grow(worker: str, count: int = 1) -> Action:

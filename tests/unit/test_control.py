@@ -29,6 +29,7 @@ class Flower:
         self.refuse: Mapping[str, tuple[int, str]] = {}
         self.mute: set[str] = set()
         self.said = 0.0
+        self.autoscale: dict[str, int] | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/api/")
@@ -54,7 +55,9 @@ class Flower:
 
     def info(self, name: str) -> dict[str, Any]:
         registered = ["shop.send", "shop.sum"] if name.startswith("mail") else ["shop.page"]
-        stats = {"pool": {"max-concurrency": 2, "processes": [1, 2]}}
+        stats: dict[str, Any] = {"pool": {"max-concurrency": 2, "processes": [1, 2]}}
+        if self.autoscale:
+            stats["autoscaler"] = {**self.autoscale, "current": 2, "qty": 0}
         said = 0.5 if name in self.mute else self.said
         return {"stats": stats, "registered": registered, "active": [{}], "active_queues": [], "timestamp": said}
 
@@ -109,9 +112,20 @@ def test_each_command_asks_flower_for_its_action(arguments, done, flower, capsys
     assert "as you say" in out
 
 
-@pytest.mark.parametrize("arguments", [["revoke", "1"], ["shutdown", "web"], ["pool-shrink", "web"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["revoke", "1"],
+        ["shutdown", "web"],
+        ["pool-shrink", "web"],
+        ["time-limit", "shop.page", "--hard", "3"],
+        ["rate-limit", "shop.page", "5/h"],
+        ["autoscale", "web", "1", "3"],
+    ],
+)
 def test_nothing_destructive_is_done_before_somebody_says_yes(arguments, flower, monkeypatch, capsys):
     """Without a terminal nobody can, and that is no yes."""
+    flower.autoscale = {"min": 1, "max": 4}
     assert ran(*arguments) == 1
     answers = iter([False, True])
     monkeypatch.setattr(click, "confirm", lambda *_, **__: next(answers))
@@ -132,9 +146,40 @@ def test_the_question_says_what_flower_knows_of_the_target(flower, capsys):
     assert "Do all 3?" in asked
 
 
-def test_harmless_actions_are_done_unasked(flower):
-    assert ran("pool-grow", "web", "3") == 0
-    assert flower.done == [("worker/pool/grow/web@one", {"n": "3"})]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pool-grow", "web", "3"],
+        ["autoscale", "web", "1", "4"],
+        ["rate-limit", "shop.page", "5/h", "--worker", "web"],
+        ["time-limit", "shop.page", "--soft", "3"],
+        ["time-limit", "shop.page", "--none"],
+    ],
+)
+def test_harmless_actions_are_done_unasked(arguments, flower):
+    flower.autoscale = {"min": 1, "max": 4}
+    assert ran(*arguments) == 0
+    assert len(flower.done) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://flower.example.com:5555", True),
+        ("https://flower.example.com", False),
+        ("http://127.0.0.1:5555", False),
+        ("http://localhost:5555", False),
+    ],
+)
+def test_a_password_in_clear_text_to_another_host_is_warned_of_once(url, warned, flower, monkeypatch, capsys):
+    monkeypatch.setenv("CELERYSCOPE_FLOWER_AUTH", f"ops:{PASSWORD}")
+    assert ran("add-consumer", "web", "q", "--flower-url", url) == 0
+    told = capsys.readouterr().err
+    assert told.count("celeryscope: warning: --flower-url: the password goes to flower.example.com") == warned
+    assert PASSWORD not in told
+    monkeypatch.delenv("CELERYSCOPE_FLOWER_AUTH")
+    assert ran("add-consumer", "web", "q", "--flower-url", url) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -165,7 +210,7 @@ def test_a_worker_that_does_not_answer_is_asked_for_nothing(flower, capsys):
 def test_a_limit_for_every_worker_names_those_that_did_not_get_it(flower, capsys):
     """Those that have not got the task are not missed."""
     flower.mute = {"mail@two", "web@one"}
-    assert ran("rate-limit", "shop.send", "5/m") == 1
+    assert ran("rate-limit", "shop.send", "5/m", "--yes") == 1
     told = capsys.readouterr()
     assert "mail@two does not answer" in told.err
     assert "web@one" not in told.err
@@ -174,9 +219,9 @@ def test_a_limit_for_every_worker_names_those_that_did_not_get_it(flower, capsys
 
 def test_what_celery_does_not_do_at_once_is_said(flower, capsys):
     """It takes the limits on and goes by the old ones until the pool is restarted."""
-    assert ran("time-limit", "shop.page", "--hard", "3") == 0
+    assert ran("time-limit", "shop.page", "--hard", "3", "--yes") == 0
     assert "celeryscope control pool-restart" in capsys.readouterr().out
-    assert ran("time-limit", "shop.page", "--hard", "3", "--json") == 0
+    assert ran("time-limit", "shop.page", "--hard", "3", "--json", "--yes") == 0
     assert "pool-restart" in json.loads(capsys.readouterr().out)[0]["caveat"]
 
 
