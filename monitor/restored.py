@@ -43,24 +43,37 @@ class Restored:
         table.restored_at = now
         self._table = table
         self._runs = [run for run in table.open_runs() if run.state != ORPHANED]
+        self._doubtful: list[Run] = []
+        self._sampled = 0.0
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._runs) + len(self._doubtful)
 
     def queues(self) -> set[str]:
         """Return the queues to look into before the runs can be judged; the events may not tell of them any more."""
         return {run.row.queue for run in self._runs}
 
     def judge(self, answers: Answers) -> None:
-        """Judge the next few runs by the same answers each time; `len` says how many are left."""
+        """Judge the next few runs; `len` says how many are left.
+
+        The workers' answers are the same each time. A message that may still have been in its queue is looked for again
+        in each newer sample: the queue moves on, and a message that is taken out of it is heard of.
+        """
+        if not self._runs and answers.queues.taken > self._sampled:
+            self._runs, self._doubtful = self._doubtful, []
+        self._sampled = answers.queues.taken
         runs, self._runs = self._runs[:AT_ONCE], self._runs[AT_ONCE:]
         held = frozenset().union(*answers.tasks.values())
         since = self._table.restored_at
         complete = all(host.name in answers.tasks for host in self._table.workers.up() if host.heard_at > since)
         for run in runs:
             # What an event has moved since is as that event says.
-            if run.since < since and self._is_over(run, answers, held, complete):
+            if run.since >= since:
+                continue
+            if self._is_over(run, answers, held, complete):
                 self._table.end_unheard(run, answers.asked_at)
+            elif self._may_come(run, answers, held):
+                self._doubtful.append(run)
 
     def _is_over(self, run: Run, answers: Answers, held: AbstractSet[str], complete: bool) -> bool:
         if run.state == STARTED:
@@ -74,6 +87,13 @@ class Restored:
             # A worker that stops puts what it held back into the queue.
             return answered and (facts is None or not _may_hold(facts, run))
         return complete and facts is not None and not _may_hold(facts, run)
+
+    def _may_come(self, run: Run, answers: Answers, held: AbstractSet[str]) -> bool:
+        """Whether a later sample may tell: the message was taken to be in its queue, by workers that answered."""
+        if run.state not in (WAITING, RECEIVED) or run.uuid in held or run.eta > answers.asked_at:
+            return False
+        facts = answers.queues.queues.get(run.row.queue)
+        return facts is not None and _may_hold(facts, run)
 
 
 def _may_hold(facts: QueueFacts, run: Run) -> bool:

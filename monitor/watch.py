@@ -137,7 +137,16 @@ class BrokerWatch:
             self._told = now
             self._tell_sampler()
         if self._answers is not None and now - self._answers.asked_at >= LATE:
-            self.pipeline.judge_restored(self._answers)
+            self._judge(self._answers, now)
+
+    def _judge(self, answers: Answers, now: float) -> None:
+        """Judge what was open before the restart, by the newest sample whose events have all come."""
+        snapshot = self.sampler.snapshot
+        if snapshot.taken > answers.queues.taken > 0 and now - snapshot.taken >= LATE:
+            self._answers = answers = answers._replace(queues=snapshot)
+        self.pipeline.judge_restored(answers)
+        if self.pipeline.restored is None:
+            self._answers = None
 
     def _ask(self) -> None:
         """Find out, once, which of the tasks from before the restart are still there: in a queue or in a worker."""

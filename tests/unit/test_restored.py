@@ -54,7 +54,6 @@ def test_what_the_worker_still_has_goes_on(before: Story) -> None:
     judge(story, "busy", "ready", queues={"q": QueueFacts(ready=1)})
     assert gauges(story) == {"tasks_running{t,q}": 1, "tasks_waiting{t,q}": 2}
     assert story.number(MISSED) == 0
-    assert story.pipeline.restored is None
     story.task("succeeded", "busy", runtime=1.0)
     assert story.number("celery_task_succeeded_total", "t", "q") == 1
 
@@ -86,6 +85,33 @@ def test_what_the_queue_may_still_hold_waits(before: Story) -> None:
     judge(story, "busy", queues={"q": QueueFacts(ready=5, oldest_at=before.now + 90)})
     assert "tasks_waiting{t,q}" not in gauges(story)
     assert story.number(MISSED) == 2
+
+
+def test_what_the_queue_may_have_held_is_looked_for_again_as_it_moves_on(before: Story) -> None:
+    """A queue that is never empty, with messages as young as the task: the next samples tell, the workers do not."""
+    story = restarted(before)
+    judge(story, "busy", "ready", queues={"q": QueueFacts(ready=5, oldest_at=before.now)})
+    judge(story, "busy", "ready", queues={"q": QueueFacts(ready=5, oldest_at=before.now + 120)})
+    assert story.number(MISSED) == 0  # the same sample once more says nothing new
+    story.wait(10)
+    judge(story, "busy", "ready", queues={"q": QueueFacts(ready=5, oldest_at=before.now + 30)})
+    assert gauges(story)["tasks_waiting{t,q}"] == 2
+    story.wait(10)
+    judge(story, "busy", "ready", queues={"q": QueueFacts(ready=5, oldest_at=before.now + 120)})
+    assert gauges(story)["tasks_waiting{t,q}"] == 1
+    assert list(story.table.live) == ["busy", "ready", "later"]
+    assert story.number(MISSED) == 1
+    assert story.pipeline.restored is None
+
+
+def test_what_is_received_meanwhile_is_in_doubt_no_more(before: Story) -> None:
+    story = restarted(before)
+    judge(story, "busy", "ready", queues={"q": QueueFacts(ready=1)})
+    story.task("received", "queued", name="t", retries=0)
+    story.wait(10)
+    judge(story, "busy", "ready", queues={"q": QueueFacts(ready=0)})
+    assert gauges(story)["tasks_waiting{t,q}"] == 2
+    assert story.number(MISSED) == 0
 
 
 def test_an_unknown_queue_says_nothing_of_what_no_worker_had(before: Story) -> None:
