@@ -17,8 +17,11 @@ WATCHED_BY_MONITOR = 'component=~"tasks|workers|queues|beat"'
 
 TEMPLATE = """\
 {{/* Made by `celeryscope rules build`. One message tells of one group: an alert's name, on one broker. */}}
+{{/* Names come from users' code: no mention, no link, and no formatting (Slack takes * ~ ` and a word's first _). */}}
 {{ define "celeryscope.safe" }}\
-{{ . | reReplaceAll "&" "&amp;" | reReplaceAll "<" "&lt;" | reReplaceAll ">" "&gt;" }}{{ end }}
+{{ . | reReplaceAll "&" "&amp;" | reReplaceAll "<" "&lt;" | reReplaceAll ">" "&gt;" | \
+reReplaceAll "`" "ˋ" | reReplaceAll "[*]" "∗" | reReplaceAll "~" "∼" | \
+reReplaceAll "(^|[^0-9A-Za-z_])_" "${1}ˍ" }}{{ end }}
 
 {{ define "celeryscope.color" -}}
 {{ if ne .Status "firing" }}#2eb67d{{ else if eq .CommonLabels.severity "critical" }}#d40e0d\
@@ -28,7 +31,8 @@ TEMPLATE = """\
 {{ define "celeryscope.title" -}}
 {{ if ne .Status "firing" }}Resolved{{ else }}\
 {{ with .CommonLabels.severity }}{{ . | title }}{{ else }}Alert{{ end }}{{ end }}: \
-{{ .GroupLabels.alertname }}{{ with .GroupLabels.broker }} on {{ . }}{{ end }}\
+{{ template "celeryscope.safe" .GroupLabels.alertname }}\
+{{ with .GroupLabels.broker }} on {{ template "celeryscope.safe" . }}{{ end }}\
 {{ if and (eq .Status "firing") (gt (len .Alerts.Firing) 1) }} ({{ len .Alerts.Firing }}){{ end }}
 {{- end }}
 
@@ -41,9 +45,15 @@ TEMPLATE = """\
 … and more: {{ len . }} in all{{ end }}
 {{- end }}
 
+{{ define "celeryscope.descriptions" -}}
+{{ range $i, $alert := . }}{{ if lt $i 3 }}{{ if $i }}
+{{ end }}{{ template "celeryscope.safe" $alert.Annotations.description }}{{ end }}{{ end }}
+{{- end }}
+
 {{ define "celeryscope.text" -}}
 {{ if .Alerts.Firing }}{{ template "celeryscope.lines" .Alerts.Firing }}
-{{ with (index .Alerts.Firing 0).Annotations.description }}_{{ template "celeryscope.safe" . }}_{{ end }}{{ end }}\
+{{ with .CommonAnnotations.description }}{{ template "celeryscope.safe" . }}\
+{{ else }}{{ template "celeryscope.descriptions" .Alerts.Firing }}{{ end }}{{ end }}\
 {{ if .Alerts.Resolved }}
 *No longer:*{{ template "celeryscope.lines" .Alerts.Resolved }}{{ end }}
 {{- end }}
@@ -80,7 +90,8 @@ def config(settings: RulesSettings) -> dict[str, Any]:
 def _route(settings: RulesSettings) -> dict[str, Any]:
     return {
         "receiver": SLACK,
-        "group_by": ["alertname", "broker"],
+        # By severity too: two alerts of one name may differ in it, and a message has one colour.
+        "group_by": ["alertname", "broker", "severity"],
         "group_wait": settings.alertmanager_group_wait,
         "group_interval": settings.alertmanager_group_interval,
         "repeat_interval": settings.alertmanager_repeat_interval,
@@ -90,7 +101,8 @@ def _route(settings: RulesSettings) -> dict[str, Any]:
                 "receiver": WATCHDOG,
                 "group_wait": "0s",
                 "group_interval": "1m",
-                "repeat_interval": "1m",
+                # A little less: at the same length every second call is left out.
+                "repeat_interval": "50s",
             },
             {"matchers": ['alertname="SlackUndeliverable"'], "receiver": FALLBACK},
             {"matchers": ['severity="info"', f'source="{SOURCE}"'], "receiver": SLACK, "repeat_interval": "1d"},
@@ -125,22 +137,36 @@ def _slack(settings: RulesSettings) -> dict[str, Any]:
 def inhibitions() -> list[dict[str, Any]]:
     """Return what silences what: the cause is told, and what follows from it is not."""
     of_queue = "QueueWithoutConsumers|QueueGrowing|OldestTaskTooOld|WorkersSaturated"
+    blind = 'alertname=~"MonitorLagging|TaskStartsMissed"'
+    everything, broker, one = (f'alertname="MonitorDown", scope="{scope}"' for scope in ("all", "broker", "instance"))
     return [
-        _silences('alertname="MonitorDown", scope="all"', f'{WATCHED_BY_MONITOR}, source="{SOURCE}"'),
-        _silences('alertname="MonitorDown", scope="all"', 'alertname=~"MonitorLagging|TaskStartsMissed"'),
-        _silences('alertname="MonitorDown"', f'{WATCHED_BY_MONITOR}, source="{SOURCE}"', "broker"),
-        _silences('alertname="MonitorDown"', 'alertname=~"MonitorLagging|TaskStartsMissed"', "broker"),
+        _silences(everything, WATCHED_BY_MONITOR),
+        _silences(everything, blind),
+        _silences(everything, 'alertname="MonitorDown", scope=~"broker|instance"'),
+        _silences(broker, WATCHED_BY_MONITOR, "broker"),
+        _silences(broker, blind, "broker"),
+        _silences(broker, one, "broker"),
         _silences('alertname="NoWorkers"', f'alertname=~"WorkerLost|TasksOrphaned|{of_queue}"', "broker"),
         _silences('alertname="WorkerLost"', 'alertname=~"WorkerWedged|EventsOff"', "broker", "worker"),
         _silences('alertname="QueueWithoutConsumers"', 'alertname=~"QueueGrowing|OldestTaskTooOld"', "broker", "queue"),
         _silences('alertname="QueueGrowing"', 'alertname="WorkersSaturated"', "broker", "queue"),
         _silences('alertname=~"BeatDown|BeatNotTicking"', 'alertname=~"ScheduleMissed|ScheduleLate"', "broker", "app"),
         _silences('alertname="BeatDown"', 'alertname="BeatNotTicking"', "broker", "app"),
-        _silences('alertname="BeatDuplicate", reason="beats"', 'reason="dispatches"', "broker", "app"),
+        _silences(
+            'alertname="BeatDuplicate", reason="beats"',
+            'alertname="BeatDuplicate", reason="dispatches"',
+            "broker",
+            "app",
+        ),
         _silences('alertname="AlerterDown"', 'alertname="FailuresWaiting"'),
     ]
 
 
 def _silences(source: str, target: str, *equal: str) -> dict[str, Any]:
-    rule: dict[str, Any] = {"source_matchers": source.split(", "), "target_matchers": target.split(", ")}
+    """Return a rule between alerts of ours: others may have alerts of the same names."""
+    ours = f'source="{SOURCE}"'
+    rule: dict[str, Any] = {
+        "source_matchers": [ours, *source.split(", ")],
+        "target_matchers": [ours, *target.split(", ")],
+    }
     return {**rule, "equal": list(equal)} if equal else rule

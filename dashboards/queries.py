@@ -86,26 +86,31 @@ def increase(name: str, *where: str, window: str) -> str:
     return once(name, f"increase({select(name, *where)}[{window}])")
 
 
-def grown(name: str, *where: str, window: str, memory: str = "1d") -> str:
-    """Return by how much a counter grew in the window, per label set and where it grew.
+def grown(name: str, *where: str, window: str, memory: str = "1d", among: str = "max") -> str:
+    """Return by how much a counter grew in the window, per label set and where it grew; of monitors the `among`.
 
-    `increase()` of a series whose first sample is already 1 is 0, and the first failure must alert. So, in this order:
-    a series that appeared in the window counts in full, unless what it holds may be old (see `_appeared`); one that was
-    there within the `memory` before the window, by the difference, also where its monitor was away in between; one that
-    began anew within the window, by `increase()`; and one that a restarted monitor began anew after having been away,
-    by what it has counted since.
+    `increase()` of a series whose first sample is already 1 is 0, and the first failure must alert. And a monitor may
+    be restarted, with its counts or without, as the same instance or as another. So, in this order:
+    a series that was there within the `memory` before the window counts by the difference, also where its monitor was
+    away in between; one that appeared in the window, in full, unless what it holds may be old (see `_appeared`), and
+    where another instance counted the same before, by what it has more than that; one that began anew within the
+    window, by `increase()`; and one that began anew after its monitor had been away, by what it has counted since.
     """
     selected = select(name, *where)
     earlier = f"last_over_time({selected}[{memory}] offset {window})"
-    now, before = once(name, selected), once(name, earlier)
+    before = once(name, earlier)
+    by = ", ".join(labels_of(name))
+    # A counter that began anew in one monitor says nothing where another monitor went on counting: so 0 is kept here.
+    kept = f"{among} by ({by}) ({selected} - ({earlier} <= {selected}))"
     anew = once(name, f"{selected} unless ({earlier} <= {selected})")
     parts = (
-        f"({once(name, _appeared(selected, window))} unless {before}) > 0",
-        f"({now} - {before}) > 0",
+        kept,
+        f"{once(name, _appeared(selected, window))} unless {before}",
+        f"({once(name, f'{selected} unless {earlier}')} - {before}) >= 0",
         f"{increase(name, *where, window=window)} > 0",
-        f"({anew} < {before}) > 0",
+        f"{anew} < {before}",
     )
-    return f"({' or '.join(parts)})"
+    return f"(({' or '.join(f'({part})' for part in parts)}) > 0)"
 
 
 def _appeared(selected: str, window: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .queries import UnknownSeriesError, fact, increase, labels_of, rate, total
+from .thresholds import RECORDING_INTERVAL, seconds
 
 WINDOW = "5m"
 """What one recorded point looks back over."""
@@ -39,15 +40,15 @@ OWNER = {"task": "queue", "entry": "app"}
 class Recording:
     """One recorded series.
 
-    `labels` are what it carries, `group` the rule group it belongs to and `interval` how often that is evaluated, in
-    seconds.
+    `labels` are what it carries, `group` the rule group it belongs to and `interval` how often that is evaluated by
+    default, in seconds.
     """
 
     record: str
     expr: str
     labels: tuple[str, ...]
     group: str = "celery-recordings"
-    interval: int = 60
+    interval: int = int(seconds(RECORDING_INTERVAL))
 
 
 def recordings() -> list[Recording]:

@@ -23,6 +23,8 @@ BOARDS = {
     "alerter": "monitor",
 }
 """The board that shows what each component's alerts are about, unless an alert names another one."""
+CELERY = ("tasks", "workers", "queues", "beat")
+"""What a monitor tells of: while it restarts these alerts have no series, and that does not mean that all is well."""
 SOURCE = "celeryscope"
 """Every alert carries `source` with this value: an existing Alertmanager routes ours by it."""
 
@@ -52,6 +54,8 @@ class Alert:
         rule: dict[str, Any] = {"alert": self.name, "expr": self.expr}
         if self.hold not in ("0s", ""):
             rule["for"] = self.hold
+        if self.component in CELERY and settings.keep_firing_for != "0s":
+            rule["keep_firing_for"] = settings.keep_firing_for
         rule["labels"] = {"severity": self.severity, "component": self.component, "source": SOURCE, **self.extra}
         rule["annotations"] = {
             "summary": self.summary,
@@ -88,15 +92,17 @@ class Helper:
 
 @dataclass(frozen=True)
 class Group:
-    """Rules that are evaluated one after the other, the helpers first."""
+    """Rules that are evaluated one after the other, helpers first; `costly` ones as often as recordings are made."""
 
     name: str
     alerts: Sequence[Alert]
     helpers: Sequence[Helper] = ()
+    costly: bool = False
 
     def as_group(self, settings: RulesSettings) -> dict[str, Any]:
         """Return Prometheus' form."""
-        pace = {"interval": settings.rules_interval} if settings.rules_interval else {}
+        interval = settings.rules_interval or (settings.recording_interval if self.costly else "")
+        pace = {"interval": interval} if interval else {}
         rules = [helper.as_rule() for helper in self.helpers] + [alert.as_rule(settings) for alert in self.alerts]
         return {"name": self.name, **pace, "rules": rules}
 

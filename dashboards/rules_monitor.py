@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .queries import STARTED, fact, grown, total
+from .queries import STARTED, fact, grown, largest, once, select
 from .rules_model import FLOWER_WORKER, LONG, Alert, Group, on_broker, times
 from .thresholds import seconds
 
 if TYPE_CHECKING:
     from .thresholds import RulesSettings
 
+MEMORY = "1d"
+"""How long what is gone is missed: a monitor of a broker, an alerter."""
+QUEUES = 'collector="queues"'
+OUTBOX_READY = 'queue="celeryscope.failures", state="ready"'
 FOREIGN = {
     "up": ("job", "instance"),
     STARTED: ("job", "instance"),
@@ -27,42 +31,63 @@ def groups(settings: RulesSettings) -> tuple[Group, ...]:
 
 
 def _monitor(settings: RulesSettings) -> Iterator[Alert]:
-    up = f'max(up{{job="{settings.monitor_job}"}})'
-    yield Alert(
-        "MonitorDown",
-        f"{up} == 0 or absent({up})",
-        "critical",
-        "monitor",
-        "No celeryscope monitor can be scraped",
-        f"Nobody watches Celery: none of the other alerts can be trusted. Start `celeryscope monitor`, and see that "
-        f'Prometheus scrapes it under the job "{settings.monitor_job}".',
-        hold=settings.monitor_down_for,
-        extra={"scope": "all"},
-    )
-    yield Alert(
-        "MonitorDown",
-        f"{fact('celeryscope_connected')} == 0",
-        "critical",
-        "monitor",
-        "The monitor does not hear the broker{{ with $labels.broker }} {{ . }}{{ end }}",
-        "Its own echo does not come back: the broker is down, cannot be reached, or refuses the monitor. What is "
-        "shown of tasks, workers and beat stands still.",
-        hold=settings.monitor_down_for,
-        extra={"scope": "broker"},
-    )
+    yield from _down(settings)
     yield from _lagging(settings)
-    missed = grown("celery_worker_starts_missed_total", window=settings.starts_missed_window)
+    # A monitor that was away counts what it did not hear; what the other one heard is not missed.
+    window = settings.starts_missed_window
+    missed = grown("celery_worker_starts_missed_total", window=window, among="min")
+    away = grown("celery_worker_starts_missed_down_total", window=window, among="min")
     yield Alert(
         "TaskStartsMissed",
-        f"{total(missed, ('broker', 'worker'))} >= {settings.starts_missed}",
+        f"({missed} unless {away} or {missed} - {away}) >= {settings.starts_missed}",
         "info",
         "monitor",
         f"{times()} task starts of {{{{ $labels.worker }}}}{on_broker()} were not seen",
-        "Events were lost between the worker and the monitor, or the monitor was down: counts of tasks are too low "
-        "by that much. The tasks themselves ran.",
+        "Events were lost between the worker and the monitor: counts of tasks are too low by that much. The tasks "
+        "themselves ran.",
         board="workers",
         variables=("worker",),
         flower=FLOWER_WORKER,
+    )
+
+
+def _down(settings: RulesSettings) -> Iterator[Alert]:
+    """Yield what is judged by what monitors say, not by a job's name: a job of another name is no alarm."""
+    connected = "celeryscope_connected"
+    yield Alert(
+        "MonitorDown",
+        f"absent({fact(connected)})",
+        "critical",
+        "monitor",
+        "No celeryscope monitor can be scraped",
+        "Nobody watches Celery: none of the other alerts can be trusted. Start `celeryscope monitor`, and see that "
+        "Prometheus scrapes it.",
+        hold=settings.monitor_down_for,
+        extra={"scope": "all"},
+    )
+    heard = once(connected, f"last_over_time({select(connected)}[{MEMORY}])")
+    left = f"({heard} unless {fact(connected)}) and on () count({fact(connected)})"
+    yield Alert(
+        "MonitorDown",
+        f"{fact(connected)} == 0 or {left}",
+        "critical",
+        "monitor",
+        "No monitor hears the broker{{ with $labels.broker }} {{ . }}{{ end }}",
+        "The monitor's own echo does not come back (the broker is down, cannot be reached, or refuses the monitor), or "
+        "the monitor of this broker is gone. What is shown of tasks, workers and beat stands still.",
+        hold=settings.monitor_down_for,
+        extra={"scope": "broker"},
+    )
+    up = f'max by (broker, instance) (up{{job="{settings.monitor_job}"}})'
+    yield Alert(
+        "MonitorDown",
+        f"{up} == 0 and on () max({up}) == 1",
+        "warning",
+        "monitor",
+        "Monitor {{ $labels.instance }} is down, another one is up",
+        "Where both watch one broker nothing is lost as long as the other one runs. Start it again.",
+        hold=settings.monitor_down_for,
+        extra={"scope": "instance"},
     )
 
 
@@ -77,13 +102,15 @@ def _lagging(settings: RulesSettings) -> Iterator[Alert]:
         hold=settings.monitor_lagging_for,
         extra={"reason": "events"},
     )
-    sampled = fact("celeryscope_sample_timestamp_seconds", 'collector="queues"')
+    sampled = fact("celeryscope_sample_timestamp_seconds", QUEUES)
+    never = f"{fact('celeryscope_collector_success', QUEUES)} == 0 unless {sampled}"
     yield Alert(
         "MonitorLagging",
-        f"time() - {sampled} > {seconds(settings.sample_age):g}",
+        f"time() - {sampled} > {seconds(settings.sample_age):g} or ({never})",
         "warning",
         "monitor",
-        f"The queues{on_broker()} were last sampled {LONG} ago",
+        f"The queues{on_broker()} were "
+        f"{{{{ if $value }}}}last sampled {LONG} ago{{{{ else }}}}never sampled{{{{ end }}}}",
         "Sampling fails or takes too long: depth, age and consumers on the boards are old. The monitor's log has the "
         "reason.",
         hold=settings.monitor_lagging_for,
@@ -106,9 +133,14 @@ def _watchdog() -> Alert:
 def _alerter(settings: RulesSettings) -> Iterator[Alert]:
     if not settings.watch_alerter:
         return
+    # Where no alerter ever ran and no failure waits for one, none is missed.
+    told = "celeryscope_alerter_incidents"
+    job = f'max(up{{job="{settings.alerter_job}"}}) == 0'
+    was = largest(once(told, f"last_over_time({select(told)}[{MEMORY}])"))
+    waits = f"{largest(fact('celery_queue_messages', OUTBOX_READY))} > 0"
     yield Alert(
         "AlerterDown",
-        f'max(up{{job="{settings.alerter_job}"}}) == 0 or absent({fact("celeryscope_alerter_incidents")})',
+        f"({job} or {was} or {waits}) unless {largest(fact(told))}",
         "critical",
         "alerter",
         "No celeryscope alerter can be scraped",

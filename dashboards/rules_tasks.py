@@ -25,7 +25,7 @@ MEMORY = "6h"
 def groups(settings: RulesSettings) -> tuple[Group]:
     """Return the group about tasks."""
     alerts = [*_outcomes(settings), _storm(settings), *_runs(settings), _regressed(settings)]
-    return (Group("celery-tasks", alerts, [*_helpers(settings)]),)
+    return (Group("celery-tasks", alerts, [*_helpers(settings)], costly=True),)
 
 
 def _grown(outcome: str) -> str:
@@ -55,7 +55,8 @@ def _outcomes(settings: RulesSettings) -> Iterator[Alert]:
         variables=("task",),
         flower=FLOWER_TASK + "&state=FAILURE",
     )
-    exhausted = grown("celery_task_retries_exhausted_total", window=settings.retries_exhausted_window)
+    window = settings.retries_exhausted_window
+    exhausted = grown("celery_task_retries_exhausted_total", window=window, memory=MEMORY)
     yield Alert(
         "RetriesExhausted",
         f"{total(exhausted, TASK)} >= {settings.retries_exhausted}",

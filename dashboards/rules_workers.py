@@ -141,13 +141,16 @@ def _queues(settings: RulesSettings) -> Iterator[Alert]:
 def _growing(settings: RulesSettings) -> Alert:
     messages = select("celery_queue_messages", 'state="ready"', NOT_OURS)
     drain = seconds(settings.queue_growing_drain)
-    forecast = f"predict_linear({messages}[{settings.queue_growing_trend}], {drain:g})"
-    trend = total(once("celery_queue_messages", forecast), QUEUE)
+    # The trend takes the jump of a batch for growth, long after it has begun to drain: what goes on now counts too.
+    trend, now = (
+        total(once("celery_queue_messages", f"predict_linear({messages}[{window}], {drain:g})"), QUEUE)
+        for window in (settings.queue_growing_trend, settings.queue_growing_now)
+    )
     started = total(rate("celery_task_started_total", NOT_OURS, window=STARTS_OVER), QUEUE)
     work = f"{started} * {seconds(settings.queue_growing_work):g}"
     return Alert(
         "QueueGrowing",
-        f"{_ready()} >= {settings.queue_growing_messages} and {trend} > 0 unless {_ready()} < {work}",
+        f"{_ready()} >= {settings.queue_growing_messages} and {trend} > 0 and {now} > 0 unless {_ready()} < {work}",
         "warning",
         "queues",
         f"Queue {NAMED_QUEUE} is not draining: {times()} messages",

@@ -26,6 +26,9 @@ ALERT_NAMES = (
 )  # fmt: skip
 """Fixed: people route and silence by these, and each has a page docs/runbooks/NAME.md."""
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
+RECORDING_INTERVAL = "1m"
+LONGEST_PACE = 240.0
+"""Seconds between two points of a recorded series: Prometheus looks back for 5 minutes."""
 _DURATION = re.compile(r"([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m(?!s))?([0-9]+s)?([0-9]+ms)?")
 
 
@@ -51,8 +54,14 @@ def _window(duration: str) -> str:
     return duration
 
 
+def _pace(duration: str) -> str:
+    if seconds(_window(duration)) > LONGEST_PACE:
+        raise ValueError("must be at most 4m: Prometheus takes a series without a point for 5m for gone")
+    return duration
+
+
 def _interval(duration: str) -> str:
-    return _window(duration) if duration else ""
+    return _pace(duration) if duration else ""
 
 
 def _http(url: str) -> str:
@@ -91,6 +100,7 @@ def _alerts(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Duration = Annotated[str, Option("TIME"), AfterValidator(_duration)]
 Window = Annotated[str, Option("TIME"), AfterValidator(_window)]
+Pace = Annotated[str, Option("TIME"), AfterValidator(_pace)]
 Url = Annotated[str, Option("URL"), AfterValidator(_http)]
 Job = Annotated[str, Option("JOB"), AfterValidator(_job)]
 Share = Annotated[float, Option("SHARE"), Field(gt=0, le=1, allow_inf_nan=False)]
@@ -119,9 +129,18 @@ class RulesSettings(Settings):
     rules_interval: Annotated[str, Option("TIME", flag="--interval"), AfterValidator(_interval)] = Field(
         default="", description="How often alerts are evaluated. Default: as Prometheus is set up."
     )
-    recording_interval: Window = Field(default="1m", description="How often the recorded series get a point.")
+    recording_interval: Pace = Field(
+        default=RECORDING_INTERVAL,
+        description="How often the recorded series get a point, and alerts on tasks are evaluated.",
+    )
+    keep_firing_for: Duration = Field(
+        default="5m",
+        description="How long an alert on Celery goes on after its condition: the restart of a monitor is not its end.",
+    )
 
-    worker_lost_for: Duration = Field(default="1m", description="WorkerLost: lost for so long.")
+    worker_lost_for: Duration = Field(
+        default="2m", description="WorkerLost: lost for so long; as long as no_workers_for, which silences it."
+    )
     no_workers_for: Duration = Field(default="2m", description="NoWorkers: none online for so long.")
     workers_saturated_ratio: Share = Field(default=0.9, description="WorkersSaturated: share of a queue's slots.")
     workers_saturated_for: Duration = Field(default="10m", description="WorkersSaturated: busy for so long.")
@@ -133,6 +152,9 @@ class RulesSettings(Settings):
         default="1m", description="QueueGrowing: with more waiting than what workers start in that time."
     )
     queue_growing_trend: Window = Field(default="15m", description="QueueGrowing: the trend of so long goes on.")
+    queue_growing_now: Window = Field(
+        default="5m", description="QueueGrowing: and that of the last so long, which sees a batch that drains."
+    )
     queue_growing_for: Duration = Field(default="10m", description="QueueGrowing: for so long.")
     queue_without_consumers_for: Duration = Field(default="5m", description="QueueWithoutConsumers: for so long.")
     oldest_task_age: Window = Field(default="15m", description="OldestTaskTooOld: waiting for so long.")

@@ -73,6 +73,11 @@ WORKERS = (
     fires("NoWorkers", "of one broker", {s("celery_workers", broker="eu", state="online"): "0x9"}, "5m",
           {"broker": "eu"}),
     silent("NoWorkers", "a restart of all", online("3x4 0 3x10"), "5m"),
+    fires("NoWorkers", "while the monitor restarts", online("3x4 0x10 stale _x2 0x10"), "17m"),
+    silent("NoWorkers", "long after they came back", online("3x4 0x10 3x20"), "22m"),
+    silent("WorkerLost", "all at once: NoWorkers tells, no later", worker("0x3 1x20", "1x3 0x20") | online("1x3 0x20"),
+           "5m"),
+    fires("NoWorkers", "no later than WorkerLost", worker("0x3 1x20", "1x3 0x20") | online("1x3 0x20"), "6m"),
     silent("NoWorkers", "a second monitor that has just started", online("3x9") | online("0x9", "b"), "8m"),
     fires("WorkerLost", "killed", worker("0x3 1x9", "1x3 0x9"), "6m", W1),
     fires("WorkerLost", "two monitors tell once", worker("1x9", "0x9") | worker("1x9", "0x9", on="b"), "6m", W1),
@@ -131,6 +136,31 @@ QUEUES = (
     fires("QueueGrowing", "stands still, nobody works", ready("500x60") | started("0x60"), "40m", PAYMENTS),
     fires("QueueGrowing", "no events tell of starts", ready("500x60"), "40m", PAYMENTS),
     silent("QueueGrowing", "a nightly load that drains in time", ready("6000-100x60") | started("0+100x60"), "30m"),
+    *(
+        silent(
+            "QueueGrowing",
+            f"a nightly load after a quiet day, {minutes} minutes in",
+            ready("0x60 6000-100x59 0x9") | started("0x60 0+100x60"),
+            f"{60 + minutes}m",
+        )
+        for minutes in (8, 12, 15, 20)
+    ),
+    *(
+        silent(
+            "QueueGrowing",
+            f"a fast one, {minutes} minutes in",
+            ready("0x60 20000-1000x19 0x9") | started("0x60 0+1000x20 20000x9"),
+            f"{60 + minutes}m",
+        )
+        for minutes in (11, 12, 13, 15)
+    ),
+    fires(
+        "QueueGrowing",
+        "a load that takes four hours",
+        ready("0x60 24000-100x60") | started("0x60 0+100x60"),
+        "80m",
+        PAYMENTS,
+    ),
     silent("QueueGrowing", "a buffer of seconds", ready("150x60") | started("0+6000x60"), "40m"),
     silent("QueueGrowing", "the outbox", ready("0+30x60", OUTBOX), "40m"),
     silent("QueueGrowing", "few messages, seen by two monitors", ready("60x60") | ready("60x60", on="b"), "40m"),
@@ -159,6 +189,11 @@ def started_at(moment: str) -> dict[str, str]:
     return {s("process_start_time_seconds"): f"{moment}x20"}
 
 
+def newcomer(moment: str) -> dict[str, str]:
+    """The second monitor was started then."""
+    return {s("process_start_time_seconds", on="b"): f"_x30 {moment}x60"}
+
+
 def growth(alert: str, name: str, *labels: Mapping[str, str], **of: str) -> tuple[Case, ...]:
     """What holds of every alert on a counter that grew: the first counts, and what a restart brings back does not."""
     return (
@@ -178,6 +213,15 @@ def growth(alert: str, name: str, *labels: Mapping[str, str], **of: str) -> tupl
         silent(alert, "always there", counted(name, "7x60", **of), "40m"),
         silent(alert, "none", counted(name, "0x60", **of), "40m"),
         silent(alert, "a restart that kept its state", counted(name, "5x20 stale _x60 5x20", **of), "85m"),
+        silent(alert, "a new monitor that kept the state of the one before", MONITORS | newcomer("1800")
+               | counted(name, "7x30 stale", **of) | counted(name, "_x32 7x40", "b", **of), "36m"),
+        silent(alert, "one of two is replaced, by one that knows less", MONITORS | newcomer("1800")
+               | counted(name, "7x70", **of) | counted(name, "6x30 stale", "c", **of)
+               | counted(name, "_x32 6x40", "b", **of), "36m"),
+        fires(alert, "by a new monitor that kept the state of the one before", MONITORS | newcomer("1800")
+              | counted(name, "7x30 stale", **of) | counted(name, "_x32 7 8x40", "b", **of), "36m", *labels),
+        fires(alert, "by a new monitor that began anew", MONITORS | newcomer("1800")
+              | counted(name, "7x30 stale", **of) | counted(name, "_x34 1x40", "b", **of), "38m", *labels),
         silent(alert, "the older of two monitors ends", counted(name, "5x20 stale", **of)
                | counted(name, "2x90", "b", **of), "24m"),
     )  # fmt: skip
@@ -193,6 +237,9 @@ TASKS = (
     silent("TaskFailureRateHigh", "too few runs", runs("0+1x30", "0x30"), "20m"),
     silent("TaskFailureRateHigh", "too few runs, seen by two monitors",
            runs("0x5 12x20", "0x25") | runs("0x5 12x20", "0x25", "b"), "9m"),
+    *(silent("TaskFailureRateHigh", f"a new monitor overtakes what the one before had counted, after {minute} m",
+             runs("0x60 stale", "0+46x60 stale") | runs("_x60 0+4x90", "_x60 0+46x90", "b"), f"{minute}m")
+      for minute in (62, 66, 119, 121, 123, 125, 127, 130)),
     *growth("RetriesExhausted", "task_retries_exhausted", CHARGE, **Q),
     fires("RetryStorm", "most runs ask for another", retries("0+20x30", "0+25x30"), "20m", CHARGE),
     silent("RetryStorm", "few retries", retries("0+1x30", "0+1x30"), "20m"),
@@ -234,7 +281,7 @@ SCHEDULES = (
     silent("ScheduleLate", "a little late", {OVERDUE: "0x3 30 60 0x9"}, "6m"),
     fires("ScheduleFailing", "its first run", ended(failure="_x3 180x9"), "6m", ENTRY),
     fires("ScheduleFailing", "after a success", ended(success="60x12", failure="_x3 180x9"), "6m", ENTRY),
-    silent("ScheduleFailing", "it has succeeded since", ended(success="_x3 240x9", failure="180x12"), "6m"),
+    silent("ScheduleFailing", "it has succeeded since", ended(success="_x3 240x9", failure="180x12"), "11m"),
     silent("ScheduleFailing", "it never failed", ended(success="60x12"), "6m"),
     *growth("DispatchFailed", "beat_dispatch_failed", ENTRY, **ENTRY),
 )
@@ -255,24 +302,60 @@ def alerter(**values: str) -> dict[str, str]:
 
 
 CONNECTED = "celeryscope_connected"
+STARTS_MISSED, WHILE_DOWN = "worker_starts_missed", "worker_starts_missed_down"
 SAMPLED = s("celeryscope_sample_timestamp_seconds", collector="queues")
+NEVER = s("celeryscope_collector_success", collector="queues")
+
+
+def two_brokers(eu: str) -> dict[str, str]:
+    """A monitor for each, told apart by a label of the target's: what becomes of the one for eu."""
+    return {
+        'up{instance="a", job="celeryscope", broker="eu"}': f"1x5 {eu}",
+        'up{instance="b", job="celeryscope", broker="us"}': "1x30",
+        s(CONNECTED, broker="eu"): "1x5 stale",
+        s(CONNECTED, on="b", broker="us"): "1x30",
+    }
+
+
 TO_SLACK = 'alertmanager_notifications_failed_total{integration="slack", instance="am", job="alertmanager"}'
 ITSELF = (
-    fires("MonitorDown", "down", up("1x3 0x9"), "7m", {"scope": "all"}),
+    fires("MonitorDown", "down", up("1x3 0x9") | {s(CONNECTED): "1x3 stale"}, "7m", {"scope": "all"}),
     fires("MonitorDown", "nobody scrapes one", {}, "7m", {"scope": "all"}),
+    fires("MonitorDown", "an alerter alone has a page", {s("celeryscope_build_info", version="1"): "1x20"}, "7m",
+          {"scope": "all"}),
+    silent("MonitorDown", "a job of another name", {**up("1x20", job="celery"), s(CONNECTED): "1x20"}, "9m"),
     fires("MonitorDown", "it does not hear one broker", up("1x9") | {s(CONNECTED, broker="eu"): "0x9",
           s(CONNECTED, broker="us"): "1x9"}, "7m", {"scope": "broker", "broker": "eu"}),
-    silent("MonitorDown", "one of two is down", up("0x9") | up("1x9", "b") | {s(CONNECTED, on="b"): "1x9"}, "7m"),
+    fires("MonitorDown", "one of two brokers' monitors is down", two_brokers("0x20"), "12m",
+          {"scope": "broker", "broker": "eu"}, {"scope": "instance", "broker": "eu"}),
+    fires("MonitorDown", "one of two brokers' monitors is gone altogether", two_brokers("stale"), "12m",
+          {"scope": "broker", "broker": "eu"}),
+    fires("MonitorDown", "one of two is down", up("0x9") | up("1x9", "b") | {s(CONNECTED, on="b"): "1x9"}, "7m",
+          {"scope": "instance", "instance": "a", "severity": "warning"}),
+    silent("MonitorDown", "one of two is restarted", up("1x3 0 1x9") | up("1x9", "b")
+           | {s(CONNECTED, on="b"): "1x9"}, "4m"),
     silent("MonitorDown", "one of two is deaf", up("1x9") | {s(CONNECTED): "0x9", s(CONNECTED, on="b"): "1x9"}, "7m"),
     silent("MonitorDown", "a restart", up("1x3 0 1x9") | {s(CONNECTED): "1x3 stale 0 1x9"}, "4m"),
     fires("MonitorLagging", "events come late", {s("celeryscope_event_lag_seconds"): "9x20"}, "9m",
           {"reason": "events"}),
     fires("MonitorLagging", "sampling fails", {SAMPLED: "60+60x2 180x20"}, "15m", {"reason": "queues"}),
+    fires("MonitorLagging", "sampling never succeeded", {NEVER: "0x20"}, "9m", {"reason": "queues"}),
+    silent("MonitorLagging", "one of two monitors has sampled", {NEVER: "0x20", SAMPLED: "0+60x20"}, "9m"),
     silent("MonitorLagging", "in time", {s("celeryscope_event_lag_seconds"): "0.1x20", SAMPLED: "0+60x20"}, "15m"),
     silent("MonitorLagging", "for a moment", {s("celeryscope_event_lag_seconds"): "0.1x3 9 0.1x20"}, "4m"),
-    *growth("TaskStartsMissed", "worker_starts_missed", W1, **W1),
-    fires("AlerterDown", "there is none", up("1x20"), "9m"),
+    *growth("TaskStartsMissed", STARTS_MISSED, W1, **W1),
+    silent("TaskStartsMissed", "one of two monitors was away", MONITORS | counted(STARTS_MISSED, "0x60", **W1)
+           | counted(STARTS_MISSED, "0x30 stale 30x20", "b", **W1), "35m"),
+    silent("TaskStartsMissed", "the only monitor was away", MONITORS | counted(STARTS_MISSED, "5x30 stale 35x20", **W1)
+           | counted(WHILE_DOWN, "0x30 stale 30x20", **W1), "35m"),
+    fires("TaskStartsMissed", "some while it was away, some not", MONITORS
+          | counted(STARTS_MISSED, "5x30 stale 37x20", **W1) | counted(WHILE_DOWN, "0x30 stale 30x20", **W1), "35m",
+          W1),
+    silent("AlerterDown", "there never was one", up("1x20") | ready("0x20", OUTBOX), "12m"),
+    fires("AlerterDown", "there is none and failures wait for it", ready("0x3 5x20", OUTBOX), "12m"),
     fires("AlerterDown", "down", up("1x3 0x20", job="celeryscope-alerter") | alerter(waiting="0x3 stale"), "12m"),
+    fires("AlerterDown", "gone with its target", alerter(waiting="0x3 stale"), "12m"),
+    silent("AlerterDown", "it takes in a storm", ready("900x20", OUTBOX) | alerter(waiting="0x20"), "12m"),
     silent("AlerterDown", "up", up("1x20", job="celeryscope-alerter") | alerter(waiting="0x20"), "12m"),
     silent("AlerterDown", "in the monitor's process", up("1x20") | alerter(waiting="0x20"), "12m"),
     fires("FailuresWaiting", "nobody takes them in", alerter(oldest="0+60x20"), "12m"),

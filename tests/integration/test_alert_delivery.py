@@ -26,6 +26,7 @@ slack_channel = "#alerts"
 [rules]
 worker_lost_for = "2s"
 no_workers_for = "1h"
+keep_firing_for = "1s"
 flower_url = "https://flower.example"
 alertmanager_slack_url = "{slack}chat.postMessage"
 alertmanager_token_file = "{folder}/token"

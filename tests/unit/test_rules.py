@@ -40,6 +40,7 @@ WORDS = {
     *(
         "sum",
         "max",
+        "min",
         "count",
         "by",
         "on",
@@ -118,7 +119,7 @@ def test_an_alert_says_all_that_people_need(alert: Alert) -> None:
 def test_templates_use_labels_that_the_alert_has(alert: Alert) -> None:
     used = set(re.findall(r"\$labels\.(\w+)", " ".join(alert.as_rule(DEFAULTS)["annotations"].values()))) - {"broker"}
     # What the outermost operation leaves: the labels of the first grouping, or of the recording.
-    kept = re.search(r"\b(?:sum|max) by \(([^)]*)\)", alert.expr)
+    kept = re.search(r"\b(?:sum|max|min) by \(([^)]*)\)", alert.expr)
     series = series_in(alert.expr)
     labels = set(kept[1].split(", ")) if kept else set(RECORDED.get(series[0], ())) if series else set()
     assert used <= labels
@@ -126,7 +127,7 @@ def test_templates_use_labels_that_the_alert_has(alert: Alert) -> None:
 
 def without_max(expression: str) -> str:
     """The expression without what stands inside `max by (…) (…)`."""
-    found = re.search(r"\bmax by \([^)]*\) \(", expression)
+    found = re.search(r"\b(?:max|min) by \([^)]*\) \(", expression)
     if found is None:
         return expression
     depth, end = 1, found.end()
@@ -187,6 +188,26 @@ def test_a_lost_worker_stays_on_the_page_until_its_alert_has_fired() -> None:
     assert seconds(DEFAULTS.events_off_for) < forgotten
 
 
+def test_a_lost_worker_is_told_no_sooner_than_that_all_are_gone() -> None:
+    """NoWorkers silences WorkerLost, which it cannot where that was told before."""
+    assert seconds(DEFAULTS.no_workers_for) <= seconds(DEFAULTS.worker_lost_for)
+
+
+def test_what_reads_every_tasks_counters_is_evaluated_as_often_as_recordings_are_made() -> None:
+    for given, expected in (({}, "1m"), ({"recording_interval": "2m"}, "2m"), ({"rules_interval": "15s"}, "15s")):
+        settings = defaults(**given)
+        [group] = [one.as_group(settings) for one in rules.groups(settings) if one.helpers]
+        assert group["interval"] == expected
+    assert {recording.interval for recording in recordings()} == {seconds(DEFAULTS.recording_interval)}
+
+
+def test_the_restart_of_a_monitor_is_not_the_end_of_what_it_told() -> None:
+    keeps = {alert.component: alert.as_rule(DEFAULTS).get("keep_firing_for") for alert in ALERTS}
+    assert keeps == {**dict.fromkeys(("tasks", "workers", "queues", "beat"), "5m"), "monitor": None, "alerter": None}
+    off = defaults(keep_firing_for="0s")
+    assert not any("keep_firing_for" in alert.as_rule(off) for alert in ALERTS)
+
+
 def test_what_is_left_out_is_left_out() -> None:
     names = {alert.name for alert in rules.alerts(defaults(disable_alerts=("WorkerLost",), watch_alerter=False))}
     assert set(ALERT_NAMES) - names == {"WorkerLost", "AlerterDown", "FailuresWaiting"}
@@ -203,6 +224,8 @@ def test_patterns_of_tasks_are_quoted_for_promql() -> None:
     [
         ({"worker_lost_for": "5"}, "must be a duration such as 30s, 5m, 1h30m or 1d (got '5')"),
         ({"task_window": "0s"}, "must be longer than 0s"),
+        ({"recording_interval": "5m"}, "must be at most 4m"),
+        ({"rules_interval": "1h"}, "must be at most 4m"),
         ({"task_failure_ratio": "1.5"}, "must be at most 1"),
         ({"runtime_factor": "1"}, "must be more than 1"),
         ({"queue_growing_messages": "0"}, "must be at least 1"),
@@ -280,8 +303,17 @@ def test_no_secret_is_in_the_configuration(webhook: str) -> None:
         assert slack["http_config"]["authorization"]["credentials_file"] == DEFAULTS.alertmanager_token_file
 
 
+def test_the_dead_mans_switch_is_called_every_minute() -> None:
+    """What is to be repeated after the group's own interval or more waits for the next one."""
+    [watchdog] = [r for r in alertmanager.config(DEFAULTS)["route"]["routes"] if "Watchdog" in r["matchers"][0]]
+    assert seconds(watchdog["repeat_interval"]) < seconds(watchdog["group_interval"]) == 60
+
+
 def test_inhibitions_name_alerts_that_exist() -> None:
     for rule in alertmanager.inhibitions():
+        # Other people's alerts may have the same names.
+        assert 'source="celeryscope"' in rule["source_matchers"]
+        assert 'source="celeryscope"' in rule["target_matchers"]
         for matcher in (*rule["source_matchers"], *rule["target_matchers"]):
             label, values = re.fullmatch(r'(\w+)=~?"(.+)"', matcher).groups()
             known = set(ALERT_NAMES) if label == "alertname" else {
