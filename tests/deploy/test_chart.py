@@ -12,7 +12,9 @@ import celeryscope
 import kubernetes_validate
 import pytest
 import yaml
+from celeryscope import cli
 from celeryscope.dashboards.thresholds import defaults
+from celeryscope.monitor.configuration import Option
 from deploying import CHART, SERVICES, helm, of_container, rendered, understood
 from documented import commands
 from helpers import ROOT
@@ -256,6 +258,131 @@ def test_secrets_are_in_secrets_alone(everything: OBJECTS):
     assert ours - named == {("celeryscope-alerter", "slack-token")}
 
 
+def secret_settings() -> dict[str, str]:
+    """Return name → the beginning of its option, of every setting that is secret."""
+    return {
+        name: option.flag or f"--{name.replace('_', '-')}"
+        for where in cli.SETTINGS
+        for name, field in cli._resolve(where).model_fields.items()
+        for option in field.metadata
+        if isinstance(option, Option) and option.secret
+    }
+
+
+PLANTED = "s3cr3t-planted"
+ON = {
+    **PLAIN,
+    "alerter": {"enabled": True, "slack": {"existingSecret": "slack"}, "channel": "#celery"},
+    "flower": FLOWER,
+}
+
+
+@pytest.mark.parametrize("name", sorted(secret_settings()))
+def test_a_secret_setting_is_refused_where_others_than_secrets_would_show_it(name: str, tmp_path: Path):
+    """Each way: as a setting, as a plain variable, as an option and in the file."""
+    service = "flower" if "flower" in name else "alerter" if name.startswith(("slack", "store")) else "monitor"
+    variable = f"CELERYSCOPE_{name.upper()}"
+    value = f"redis://:{PLANTED}@host/0" if name.endswith(("broker_url", "management_url", "store")) else PLANTED
+    planted: list[tuple[dict[str, Any], str]] = [
+        ({"settings": {name: value}}, f"{service}.settings.{name}: it is a secret"),
+        ({"extraEnv": [{"name": variable, "value": value}]}, f"{service}.extraEnv: {variable} is a secret"),
+    ]
+    if name not in {"status_password", "grafana_token"}:  # no service has them as options
+        planted.append(({"args": [secret_settings()[name], value]}, f"{service}.args: "))
+    for part, says in planted:
+        refused({**ON, service: {**ON.get(service, {}), **part}}, says, tmp_path)
+    refused({**ON, "config": f'[{service}]\n{name} = "{value}"\n'}, "config: ", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"config": f'[brokers]\nmain = "redis://:{PLANTED}@a/0"\n'},
+            "belong in monitor.extraEnv and alerter.extraEnv",
+        ),
+        ({"config": f'brokers = {{main = "amqp://me:{PLANTED}@a//"}}\n'}, "a ConfigMap is for all to read"),
+        ({"config": f'alerter = {{slack_token = "{PLANTED}"}}\n'}, "config: slack_token is a secret"),
+        ({"monitor": {"args": [f"--broker=redis://:{PLANTED}@a/0"]}}, "monitor.args: "),
+        (
+            {"monitor": {"extraEnv": [{"name": "CELERY_RESULT_BACKEND", "value": f"redis://:{PLANTED}@a/0"}]}},
+            "the value of CELERY_RESULT_BACKEND",
+        ),
+        ({"config": '[flower]\nport = "1"\n'}, "give it [flower] as flower.settings"),
+    ],
+)
+def test_passwords_elsewhere_are_refused_too(values: dict[str, Any], says: str, tmp_path: Path):
+    refused({**ON, **values}, says, tmp_path)
+
+
+def refused(values: dict[str, Any], says: str, folder: Path) -> None:
+    (folder / "values.yaml").write_text(yaml.safe_dump(values))
+    done = helm("template", "celeryscope", CHART, "--values", folder / "values.yaml")
+    assert done.returncode != 0, values
+    assert says in done.stderr, (values, done.stderr)
+    assert PLANTED not in done.stderr + done.stdout
+
+
+def test_no_secret_that_is_given_shows_up_outside_of_secrets(tmp_path: Path):
+    """Every value of the chart that holds a secret is planted at once."""
+    values = {
+        **ALL,
+        "broker": {"url": f"redis://:{PLANTED}-broker@broker/0"},
+        "alerter": {
+            **ALL["alerter"],
+            "slack": {"token": f"{PLANTED}-token", "webhookUrl": f"https://hooks.slack.com/{PLANTED}-hook"},
+            "store": {"url": f"postgresql://user:{PLANTED}-store@db/incidents"},
+        },
+        "flower": {**ALL["flower"], "auth": {"value": f"admin:{PLANTED}-flower"}},
+    }
+    objects = rendered(tmp_path, values)
+    assert [item["kind"] for item in objects if item["kind"] != "Secret" and PLANTED in json.dumps(item)] == []
+    shown = json.dumps([item for item in objects if item["kind"] == "Secret"])
+    assert set(re.findall(rf"{PLANTED}-(\w+)", shown)) == {"broker", "token", "hook", "store", "flower"}
+
+
+def test_what_only_looks_like_a_secret_is_taken(tmp_path: Path):
+    config = (
+        '# slack_token = "…"\n[brokers]\nmain = "amqp://celeryscope@rabbit//"\n[alerter]\nslack_token_file = "/a"\n'
+    )
+    objects = rendered(tmp_path, {**ON, "config": config})
+    assert by_kind(objects)["ConfigMap"]["celeryscope-config"]["data"] == {"celeryscope.toml": config}
+
+
+def test_flower_gets_no_file_for_it_watches_one_broker(everything: OBJECTS):
+    reads = {
+        name: {item["name"] for item in container["env"]} & {"CELERYSCOPE_CONFIG"}
+        | {volume["name"] for volume in pod["volumes"]} & {"config"}
+        for name, pod, container in pods(everything)
+    }
+    assert reads == {
+        "monitor": {"CELERYSCOPE_CONFIG", "config"},
+        "alerter": {"CELERYSCOPE_CONFIG", "config"},
+        "flower": set(),
+    }
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 3])
+def test_there_are_as_many_pods_as_asked_for(replicas: int, tmp_path: Path):
+    values = {**PLAIN, "monitor": {"replicas": replicas}}
+    (deployment,) = by_kind(rendered(tmp_path, values))["Deployment"].values()
+    assert deployment["spec"]["replicas"] == replicas
+
+
+def test_fields_of_the_endpoint_are_merged_with_ours(tmp_path: Path):
+    """Were a key there twice, the API server would refuse the object, or take one of them without a word."""
+    more = {"targetLabel": "cluster", "replacement": "eu"}
+    endpoint = {"interval": "60s", "relabelings": [more], "basicAuth": {"username": {"name": "a", "key": "b"}}}
+    values = {**PLAIN, "serviceMonitor": {"enabled": True, "endpoint": endpoint}}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    done = helm("template", "celeryscope", CHART, "--values", tmp_path / "values.yaml")
+    (text,) = (part for part in done.stdout.split("\n---\n") if "kind: ServiceMonitor" in part)
+    assert [text.count(f"{key}:") for key in ("interval", "relabelings", "port", "path")] == [1, 1, 1, 1]
+    (made,) = yaml.safe_load(text)["spec"]["endpoints"]
+    ours = {"targetLabel": "job", "replacement": defaults().monitor_job}
+    assert made == {"port": "http", "path": "/metrics", **endpoint, "relabelings": [ours, more]}
+
+
 def test_selectors_find_the_pods_they_are_for(everything: OBJECTS):
     found = by_kind(everything)
     labels = {name: item["spec"]["template"]["metadata"]["labels"] for name, item in found["Deployment"].items()}
@@ -323,6 +450,22 @@ def test_a_change_of_a_secret_or_the_file_starts_new_pods(tmp_path: Path):
     assert annotations(PLAIN) == before
     assert annotations({"broker": {"url": "redis://other/0"}}) != before
     assert annotations({**PLAIN, "config": "log_level = 'info'"}) != before
+
+
+def test_a_change_starts_new_pods_of_what_reads_it_alone(tmp_path: Path):
+    def annotations(values: dict[str, Any]) -> dict[str, dict[str, str]]:
+        items = by_kind(rendered(tmp_path, values))["Deployment"]
+        return {name: item["spec"]["template"]["metadata"]["annotations"] for name, item in items.items()}
+
+    def changed(**values: Any) -> set[str]:
+        after = annotations({**ON, **values})
+        return {name.removeprefix("celeryscope-") for name in before if before[name] != after[name]}
+
+    before = annotations(ON)
+    assert changed(broker={"url": "redis://other/0"}) == {"monitor", "alerter", "flower"}
+    assert changed(config="log_level = 'info'") == {"monitor", "alerter"}
+    assert changed(flower={"enabled": True, "auth": {"value": "a:c"}}) == {"flower"}
+    assert changed(alerter={**ON["alerter"], "store": {"url": "postgresql://db/x"}}) == {"alerter"}
 
 
 def test_a_volume_has_one_pod_at_a_time(tmp_path: Path):

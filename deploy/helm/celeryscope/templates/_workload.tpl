@@ -6,7 +6,8 @@ celeryscope.deployment (dict "root" $ "component" "monitor" "values" .Values.mon
 {{- $root := .root -}}
 {{- $values := .values -}}
 {{- $name := printf "%s-%s" (include "celeryscope.fullname" $root) .component -}}
-{{- $file := $root.Values.config -}}
+{{- /* Flower watches one broker, and would not start with a file that names several. */ -}}
+{{- $file := ternary "" $root.Values.config (eq .component "flower") -}}
 {{- $web := and $root.Values.webConfig.existingSecret (ne .component "flower") -}}
 apiVersion: apps/v1
 kind: Deployment
@@ -15,7 +16,7 @@ metadata:
   namespace: {{ $root.Release.Namespace }}
   labels: {{- include "celeryscope.labels" . | nindent 4 }}
 spec:
-  replicas: {{ $values.replicas | default 1 }}
+  replicas: {{ if hasKey $values "replicas" }}{{ int $values.replicas }}{{ else }}1{{ end }}
   # Two processes cannot share a state directory, so the old one goes first where there is a volume.
   strategy: { type: {{ ternary "Recreate" "RollingUpdate" $values.persistence.enabled }} }
   selector:
@@ -24,9 +25,9 @@ spec:
     metadata:
       labels: {{- include "celeryscope.labels" . | nindent 8 }}
       annotations:
-        # A change of these starts new pods.
+        # A change of what this service reads starts new pods.
         checksum/config: {{ $file | sha256sum }}
-        checksum/secrets: {{ include (print $root.Template.BasePath "/secrets.yaml") $root | sha256sum }}
+        checksum/secrets: {{ list $root.Values.broker $values.slack $values.store $values.auth | toJson | sha256sum }}
         {{- with $values.podAnnotations }}{{ toYaml . | nindent 8 }}{{ end }}
     spec:
       automountServiceAccountToken: false
