@@ -14,13 +14,14 @@ from rich.console import Console
 from ..monitor.apps import broker_configs
 from ..monitor.broker import BrokerError
 from ..monitor.doctor.examine import LOOKS, Patience, gather
-from ..monitor.doctor.facts import Facts, Monitored, Project, TaskTimes
+from ..monitor.doctor.facts import FLOWER_METRICS, Facts, Monitored, Project, TaskTimes
 from ..monitor.doctor.report import as_json, render
 from ..monitor.doctor.verdict import judge
 from ..monitor.masking import masked
 from ..monitor.options import from_options, settings_options
 from .doctor_settings import DoctorSettings
 from .reading import Page, UnreadableError, fetch
+from .watch import terminating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,19 +48,26 @@ line or the settings are wrong.
 def doctor(ctx: click.Context, /, *, as_data: bool, **options: object) -> None:
     """Examine, show, and exit by what was found."""
     settings = from_options(DoctorSettings, options, os.environ)
-    try:
-        configs = broker_configs(settings)
-    except BrokerError as error:
-        raise click.ClickException(str(error)) from None
-    if len(configs) > 1:
-        raise click.UsageError("--broker: the doctor looks at one broker at a time; give it once")
-    with _patience(settings):
-        verdict = judge(_facts(settings, configs[0]), LOOKS, settings.ignore)
+    config = _broker(settings)
+    with terminating(), _patience(settings):
+        verdict = judge(_facts(settings, config), LOOKS, settings.ignore)
     if as_data:
         click.echo(json.dumps(as_json(verdict), indent=2))
     else:
         Console(highlight=False).print(render(verdict))
     ctx.exit(1 if verdict.failed else 0)
+
+
+def _broker(settings: DoctorSettings) -> BrokerConfig:
+    try:
+        configs = broker_configs(settings)
+        if len(configs) > 1:
+            raise click.UsageError("--broker: the doctor looks at one broker at a time; give it once")
+        with configs[0].connection():
+            pass  # not made yet: an address that nothing can use is a mistake of settings, and no finding
+    except BrokerError as error:
+        raise click.ClickException(str(error)) from None
+    return configs[0]
 
 
 def _patience(settings: DoctorSettings) -> AbstractContextManager[Any]:
@@ -91,7 +99,9 @@ def _project(name: str) -> Project | None:
 
     try:
         return project(find_app(name), name)
-    except Exception as error:  # a user's modules may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's modules may raise anything, and sys.exit() is no verdict
         text = masked(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
         raise click.ClickException(f"--app: {name!r} cannot be read: {text}") from error
 
@@ -102,6 +112,7 @@ def _pages(settings: DoctorSettings, watched: Monitored) -> Iterator[tuple[str, 
         yield "the monitor", _metrics(settings.status_url)
     if settings.flower_url:
         yield "Flower", settings.flower_url
+        yield FLOWER_METRICS, f"{settings.flower_url.rstrip('/')}/metrics"
 
 
 def _metrics(url: str) -> str:

@@ -127,7 +127,7 @@ def keys() -> Iterator[Callable[[float], bool]]:
     The terminal answers single keys meanwhile, and is as before afterwards.
     """
     with contextlib.ExitStack() as afterwards:
-        afterwards.enter_context(_terminating())
+        afterwards.enter_context(terminating())
         if not _single_keys(afterwards):
             yield _waited
             return
@@ -164,7 +164,7 @@ def _single_keys(afterwards: contextlib.ExitStack) -> bool:
 
 
 @contextlib.contextmanager
-def _terminating() -> Iterator[None]:
+def terminating() -> Iterator[None]:
     """Let SIGTERM end as Ctrl-C does: a terminal that is left as it is shows no prompt."""
 
     def interrupt(*_: Any) -> None:

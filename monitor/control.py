@@ -21,7 +21,7 @@ HELP = """Live control of workers and tasks, through Flower's API and with its c
 A WORKER is a full node name (celery@host), or what stands before the @ where only one worker has that.
 
 Asks before it ends, throws away or holds up work. Exit code: 0 when all was done; 1 when Flower or a worker refused, or
-nobody confirmed; 2 when Flower cannot be reached or does not accept the credentials, and for mistakes in what was typed.
+nobody confirmed; 2 when Flower cannot be reached or does not accept the credentials, and for mistakes of typing.
 """
 
 SIGNALS = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGUSR1")

@@ -95,9 +95,7 @@ def task_sent_off(facts: Facts) -> Iterable[Seen]:
 def events_off(facts: Facts) -> Iterator[Seen]:
     """Each worker is set to send task events, was heard to, or the monitor says that it does."""
     if not facts.workers:
-        configured = configurations(facts)
-        if not configured[0].get("worker_send_task_events", False):
-            yield Seen(f"{configured[0].where}: worker_send_task_events is off; only workers started with -E send any")
+        yield from _events_by_configuration(facts)
         return
     silent, unknown = [], []
     for name, worker in facts.workers.items():
@@ -105,15 +103,26 @@ def events_off(facts: Facts) -> Iterator[Seen]:
             continue
         if facts.monitored.events_on.get(name) is False:
             silent.append(f"{name} (it runs tasks, and no event of them came)")
-        elif worker.configuration is None:
+        elif worker.configuration and worker.configuration.get("worker_send_task_events", False):
+            continue
+        elif name in facts.heard.ran:
+            silent.append(f"{name} (it ran tasks meanwhile, and no event of them came)")
+        else:
             unknown.append(name)
-        elif not worker.configuration.get("worker_send_task_events", False):
-            silent.append(name)
     if silent:
-        text = f"worker_send_task_events is off in {some(silent)}, and none was heard; unless it was started with -E"
-        yield Seen(text)
+        yield Seen(f"worker_send_task_events is off: {some(silent)}")
     elif unknown:
-        raise CannotTellError(f"{some(unknown)} did not tell the configuration, and ran nothing meanwhile")
+        # The option -E is not in the configuration that a worker tells.
+        raise CannotTellError(
+            f"{some(unknown)} ran nothing meanwhile, and only its runs show whether it was started with -E: look while "
+            "it is busy, or ask a monitor (--url)"
+        )
+
+
+def _events_by_configuration(facts: Facts) -> Iterator[Seen]:
+    configured = configurations(facts)[0]
+    if not facts.heard.task_events_of and not configured.get("worker_send_task_events", False):
+        yield Seen(f"{configured.where}: worker_send_task_events is off; only workers started with -E send any")
 
 
 def results_unused(facts: Facts) -> Iterable[Seen]:

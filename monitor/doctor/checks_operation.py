@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from ..beats import MARGIN
 from .checks_queues import broker_reached
-from .facts import Facts, Redis
+from .facts import FLOWER_METRICS, Beat, Facts, Redis
 from .registry import Severity
 from .verdict import CannotTellError, Look, Seen, some
 
@@ -19,6 +20,10 @@ STALL = 30.0
 """Seconds for which a monitor may stand still without being cut off."""
 LEAST_LIMIT = 8 << 20
 """Bytes that a burst of a few thousand events needs, whatever the usual rate."""
+CLOSE_METRICS = (
+    "Flower asks nobody for a password there, whatever it is told: let only a proxy reach it, and have that refuse the "
+    "path (nginx: location = /flower/metrics { return 403; }; docs/flower.md has it in full)"
+)
 EVENT_SIZE = 800.0
 """Bytes of an event on the wire, where none was heard to measure."""
 
@@ -28,7 +33,11 @@ def plain_broker(facts: Facts) -> Iterator[Seen]:
     broker = facts.broker
     if broker.transport in ("redis", "amqp") and broker.remote and not broker.tls:
         password = "" if broker.password else ", and without a password"
-        yield Seen(f"{broker.label} is without TLS{password}")
+        if broker.internal:
+            text = f"{broker.label} is without TLS{password}; its name is one that only a network of its own knows"
+            yield Seen(text, severity=Severity.INFO)
+        else:
+            yield Seen(f"{broker.label} is without TLS{password}")
 
 
 def open_pages(facts: Facts) -> Iterator[Seen]:
@@ -39,7 +48,8 @@ def open_pages(facts: Facts) -> Iterator[Seen]:
         if door.open:
             whom = "an address of the open Internet" if door.public else "whoever is in that network"
             severity = None if door.public else Severity.INFO
-            yield Seen(f"{door.what} answers without credentials at {door.url}: {whom}", severity=severity)
+            fix = CLOSE_METRICS if door.what == FLOWER_METRICS else ""
+            yield Seen(f"{door.what} answers without credentials at {door.url}: {whom}", fix=fix, severity=severity)
     if all(door.open is None for door in facts.doors):
         raise CannotTellError(f"nothing answers at {some(door.url for door in facts.doors)}")
 
@@ -47,20 +57,40 @@ def open_pages(facts: Facts) -> Iterator[Seen]:
 def several_beats(facts: Facts) -> Iterator[Seen]:
     """Each app has one beat that leads."""
     counts = dict(facts.monitored.beats)
-    heard: dict[str, list[str]] = {}
+    heard: dict[str, list[Beat]] = {}
     for beat in facts.heard.beats.values():
         if beat.leader is not False:
-            heard.setdefault(beat.app, []).append(beat.hostname)
-    for app, hosts in heard.items():
-        counts[app] = max(counts.get(app, 0), len(hosts))
+            heard.setdefault(beat.app, []).append(beat)
+    unsure = []
+    for app, beats in heard.items():
+        together = _together(beats)
+        counts[app] = max(counts.get(app, 0), len(together))
+        if counts[app] == 1 < len(beats) and not facts.monitored.beats.get(app):
+            unsure.append(app)
     for app, count in sorted(counts.items()):
         if count > 1:
-            where = f" ({some(sorted(heard[app]), 4)})" if app in heard else ""
+            where = f" ({some(sorted(one.hostname for one in heard[app]), 4)})" if app in heard else ""
             yield Seen(f"{count} beats lead {app}{where}")
     if not counts:
         _no_beat(facts)
+    if unsure:
+        raise CannotTellError(
+            f"a beat of {some(sorted(unsure))} came online meanwhile, and the one before was not heard again: it was "
+            "restarted, or look once more"
+        )
     if not facts.monitored.beats and facts.heard.seconds < BEATS_SPEAK:
         raise CannotTellError(f"beats tell of themselves every {BEATS_SPEAK:g} s: listen for longer (--listen)")
+
+
+def _together(beats: Sequence[Beat]) -> list[Beat]:
+    """Return the most beats that ran side by side: each was heard after all the others had come online."""
+    found: list[Beat] = []
+    for moment in {beat.online for beat in beats}:
+        there = [
+            beat for beat in beats if beat.online <= moment and (beat.online == moment or beat.last > moment + MARGIN)
+        ]
+        found = max(found, there, key=len)
+    return found
 
 
 def beat_in_worker(facts: Facts) -> Iterator[Seen]:

@@ -65,6 +65,10 @@ def queue_unconsumed(facts: Facts) -> Iterator[Seen]:
         text = f"{name} holds {plural(held, 'message')}" if held else f"{name} is empty so far"
         fix = f"celery -A proj worker -Q {name}, or send its tasks to {some(sorted(consumed), 3)}"
         yield Seen(f"{text}, and no worker consumes it", fix=fix, severity=None if held else Severity.WARNING)
+    if facts.broker.overlooked and not missing:
+        raise CannotTellError(f"{facts.broker.overlooked}: a queue that nobody consumes may be among the rest")
+    if facts.project is None and facts.broker.transport != "redis" and not missing:
+        raise CannotTellError("this broker does not list its queues, and the app was not given (-A)")
 
 
 def route_undeclared(facts: Facts) -> Iterator[Seen]:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..broker import reason
 from . import checks_app, checks_operation, checks_queues, gather_broker, gather_workers
@@ -25,6 +25,8 @@ LOOKS: dict[str, Look] = {**checks_app.LOOKS, **checks_queues.LOOKS, **checks_op
 BROKER_SECONDS = 10.0
 SPARE = 15.0
 """Seconds beyond its own deadlines after which a part that hangs is left alone."""
+LEAVING = 3.0
+"""Seconds that listening and asking get, beyond the wait for an answer, to leave the broker when broken off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,31 @@ class Errand(Generic[T]):
             raise self._error
         return self._result
 
+    def settle(self, timeout: float) -> None:
+        """Wait until it has ended, well or not, for `timeout` seconds at most."""
+        self._thread.join(timeout)
+
+
+class Errands:
+    """The errands of one visit that leave something on the broker unless they come to their end."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._begun: list[Errand[Any]] = []
+
+    def begin(self, what: str, function: Callable[[], T]) -> Errand[T]:
+        """Start one."""
+        errand = Errand(what, function)
+        self._begun.append(errand)
+        return errand
+
+    def abandon(self, timeout: float) -> None:
+        """Have them put away what they use, and wait for it, `timeout` seconds at most in all."""
+        self.stop.set()
+        until = time.monotonic() + timeout
+        for errand in self._begun:
+            errand.settle(max(0.0, until - time.monotonic()))
+
 
 def gather(
     config: BrokerConfig,
@@ -82,13 +109,12 @@ def gather(
     broker = _broker(config, project)
     heard, workers, why = Heard(error="the broker cannot be reached"), dict[str, Worker](), ""
     if not broker.error:
-        listening = Errand("listening", lambda: listen(config, patience.listen))
-        workers, why = _workers(config, patience.answer)
-        broker = _etas(config, broker, sorted(workers), patience.answer)
+        errands = Errands()
         try:
-            heard = listening.result(patience.listen + SPARE)
-        except TimeoutError as error:
-            heard = Heard(error=str(error))
+            broker, heard, workers, why = _cluster(config, broker, patience, errands)
+        except BaseException:  # Ctrl-C: subscription and reply queue are not to stay behind
+            errands.abandon(patience.answer + LEAVING)
+            raise
     try:
         opened = doors.result(SPARE)
     except TimeoutError:
@@ -105,6 +131,20 @@ def gather(
     )
 
 
+def _cluster(
+    config: BrokerConfig, broker: Broker, patience: Patience, errands: Errands
+) -> tuple[Broker, Heard, dict[str, Worker], str]:
+    """Ask the workers while listening to them."""
+    listening = errands.begin("listening", lambda: listen(config, patience.listen, stop=errands.stop))
+    workers, why = _workers(config, patience.answer, errands)
+    broker = _etas(config, broker, sorted(workers), patience.answer)
+    try:
+        heard = listening.result(patience.listen + SPARE)
+    except TimeoutError as error:
+        heard = Heard(error=str(error))
+    return broker, heard, workers, why
+
+
 def _broker(config: BrokerConfig, project: Project | None) -> Broker:
     names: set[str] = set()
     if project:
@@ -117,8 +157,8 @@ def _broker(config: BrokerConfig, project: Project | None) -> Broker:
         return gather_broker.describe(config, error=str(error))
 
 
-def _workers(config: BrokerConfig, timeout: float) -> tuple[dict[str, Worker], str]:
-    errand = Errand("asking the workers", lambda: gather_workers.workers(config, timeout))
+def _workers(config: BrokerConfig, timeout: float, errands: Errands) -> tuple[dict[str, Worker], str]:
+    errand = errands.begin("asking the workers", lambda: gather_workers.workers(config, timeout, errands.stop))
     try:
         return errand.result(5 * timeout + SPARE)
     except Exception as error:  # noqa: BLE001 - whatever a transport raises: the report says so

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+INTERNAL = (".internal", ".local", ".svc")
+"""Ends of names that no public name server knows: clouds', mDNS and …svc.cluster.local, Kubernetes' own."""
+
+FLOWER_METRICS = "Flower's /metrics"
+"""What the door is called that Flower leaves open whatever password it has."""
 
 
 def is_local(host: str) -> bool:
     """Tell whether a host of a URL is this machine itself, whatever it may be called elsewhere."""
     return host in ("", "localhost", "::1") or host.startswith("127.")
+
+
+def is_internal(host: str) -> bool:
+    """Tell whether a name is known inside one network alone: of containers, of a cluster. An address is no name."""
+    name = host.rstrip(".").lower()
+    return ":" not in name and ("." not in name or name.endswith(INTERNAL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +139,8 @@ class Broker:
     """Why it cannot be reached; then nothing else is known."""
     redis: Redis | None = None
     queues: Mapping[str, Queue] = field(default_factory=dict)
+    overlooked: str = ""
+    """Why there may be queues that are not in `queues` although they hold messages."""
     longest_eta: float | None = None
     """Seconds until the last of the ETAs that workers hold; 0 where they hold none."""
     eta_unknown: str = ""
@@ -135,15 +150,24 @@ class Broker:
         """The hosts that are not this machine."""
         return [host for host in self.hosts if not is_local(host)]
 
+    @property
+    def internal(self) -> bool:
+        """Whether all other hosts have names that only a network of its own knows, such as Compose's."""
+        return all(map(is_internal, self.remote))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """A beat whose probe was heard."""
+    """A beat whose probe was heard; both times are of the listener's clock."""
 
     app: str
     hostname: str
     leader: bool | None = None
     embedded: bool = False
+    online: float = -math.inf
+    """When it came online, if it did so meanwhile."""
+    last: float = 0.0
+    """When it was last heard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +182,8 @@ class Heard:
     """Worker → its clock minus ours, from its least delayed heartbeat."""
     task_events_of: frozenset[str] = frozenset()
     """Workers whose task events came."""
+    ran: frozenset[str] = frozenset()
+    """Workers whose own count of starts grew from one heartbeat to the next."""
     beats: Mapping[str, Beat] = field(default_factory=dict)
     """By boot."""
     error: str = ""

@@ -147,7 +147,9 @@ def _routes(app: Celery, tasks: Iterable[str]) -> tuple[dict[str, str], list[str
         task: Any = app.tasks[name]
         try:
             route: Any = app.amqp.router.lookup_route(name, (), {}, {}, task) or {}
-        except Exception as error:  # noqa: BLE001 - a router of the user's own may raise anything, and does for us
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a router of the user's own may raise anything, also SystemExit
             unroutable.append(f"{name} ({type(error).__name__})")
             continue
         if isinstance(route, str):

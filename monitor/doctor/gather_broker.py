@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -46,7 +46,8 @@ def broker(config: BrokerConfig, names: Iterable[str], deadline: float) -> Broke
             connect(connection)
             if connection.transport.driver_type == "redis":
                 return _redis(config, connection, names, until)
-            return describe(config, queues=_queues(connection, names, until))
+            queues, overlooked = _queues(connection, sorted(names), until)
+            return describe(config, queues=queues, overlooked=overlooked)
     except Exception as error:  # noqa: BLE001 - whatever a transport raises: the report says so
         text = reason(error)
         return describe(config, error=text.removeprefix(f"{config.label}: "))
@@ -60,15 +61,21 @@ def _redis(config: BrokerConfig, connection: Connection, names: Iterable[str], u
     client = channel.client
     # kombu's client puts a prefix, where there is one, before what it asks for, and leaves it on what SCAN gives.
     prefix = str(getattr(channel, "global_keyprefix", "") or "")
-    replies, bound, unsearched = _searched(client, prefix, until)
-    server = _server(client, replies, unsearched)
+    replies, bound, overlooked = _searched(client, prefix, until)
+    server = _server(client, replies, "" if replies is not None else overlooked)
     held = _number(client, "HLEN", str(channel.unacked_key))
+    wanted = sorted({*names, *bound})
     queues = {}
-    for name in sorted({*names, *bound})[:QUEUES]:
+    for name in wanted[:QUEUES]:
         if time.monotonic() > until:
             break
         queues[name] = Queue(ready=int(channel._size(name)))  # noqa: SLF001 - kombu has no public one, and sums priorities
-    return describe(config, redis=Redis(**{**server, "held": held}), queues=queues)
+    overlooked = overlooked or _left_out(wanted, len(queues))
+    return describe(config, redis=Redis(**{**server, "held": held}), queues=queues, overlooked=overlooked)
+
+
+def _left_out(wanted: Sequence[str], looked_at: int) -> str:
+    return f"only {looked_at} of {len(wanted)} queues were looked at" if looked_at < len(wanted) else ""
 
 
 def _server(client: Any, replies: int | None, unsearched: str) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def _pubsub(text: str) -> tuple[int, int, int] | None:
 
 
 def _searched(client: Any, prefix: str, until: float) -> tuple[int | None, set[str], str]:
-    """Return how many reply queues lie about, the queues that kombu has bound, and why not all keys were looked at."""
+    """Return how many reply queues lie about, the queues that kombu has bound, and why either may not be all."""
     reply_keys: set[str] = set()
     tables: set[str] = set()
     cursor, seen, complete = 0, 0, False
@@ -114,9 +121,10 @@ def _searched(client: Any, prefix: str, until: float) -> tuple[int | None, set[s
         bound = _bound(client, sorted(tables)[:BINDINGS])
     except Exception as error:  # noqa: BLE001 - SCAN may be forbidden to this user
         return None, set(), f"SCAN is refused: {reason(error)}"
-    if not complete and not reply_keys:
-        return None, bound, f"only some {seen} keys were looked at, there are more"
-    return len(reply_keys), bound, ""
+    overlooked = "" if complete else f"only some {seen} keys were looked at, there are more"
+    if complete and len(tables) > BINDINGS:
+        overlooked = f"only {BINDINGS} of {len(tables)} exchanges were looked at"
+    return len(reply_keys) if complete or reply_keys else None, bound, overlooked
 
 
 def _bound(client: Any, tables: Iterable[str]) -> set[str]:
@@ -143,17 +151,20 @@ def _number(client: Any, command: str, key: str) -> int | None:
 # --- all others ---------------------------------------------------------------------------------------------------
 
 
-def _queues(connection: Connection, names: Iterable[str], until: float) -> Mapping[str, Queue]:
+def _queues(connection: Connection, names: Sequence[str], until: float) -> tuple[Mapping[str, Queue], str]:
+    """Return the queues that are there, and why some may be missing."""
     look: Callable[[str], Queue] = _declared if connection.transport.driver_type == "amqp" else _sized  # type: ignore[assignment]
     found = {}
-    for name in sorted(names)[:QUEUES]:
+    looked_at = 0
+    for name in names[:QUEUES]:
         if time.monotonic() > until:
             break
+        looked_at += 1
         try:
             found[name] = look(connection, name)  # type: ignore[call-arg,arg-type]
         except Exception:  # noqa: BLE001, S112 - a queue that is not there holds nothing
             continue
-    return found
+    return found, _left_out(names, looked_at)
 
 
 def _declared(connection: Connection, name: str) -> Queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,10 @@ HELD = 2_000
 _ITEM = re.compile(rf"({'|'.join(TASK_ITEMS)})=(.*?)(?= (?:{'|'.join(TASK_ITEMS)})=|$)")
 
 
-def workers(config: BrokerConfig, timeout: float) -> tuple[dict[str, Worker], str]:
+def workers(config: BrokerConfig, timeout: float, stop: threading.Event | None = None) -> tuple[dict[str, Worker], str]:
     """Return the workers that answer within `timeout` seconds, by name; and why nobody could be asked.
+
+    Once `stop` is set, the question under way is the last one.
 
     Raises:
         Exception: whatever the transport raises.
@@ -38,6 +41,8 @@ def workers(config: BrokerConfig, timeout: float) -> tuple[dict[str, Worker], st
         _connect(connection)
 
         def ask(command: str, whom: Sequence[str], **arguments: Any) -> Mapping[str, Any]:
+            if stop and stop.is_set():
+                raise InterruptedError("it was broken off")
             return replies(connection, config.control_exchange, command, whom, timeout, **arguments)
 
         stats = ask("stats", ())

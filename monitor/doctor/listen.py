@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,11 @@ class Ear:
         self.events = self.bytes = 0
         self.skews: dict[str, float] = {}
         self.task_events_of: set[str] = set()
+        self.ran: set[str] = set()
         self.beats: dict[str, Beat] = {}
+        self._processed: dict[str, int] = {}
+        self._grown: set[str] = set()
+        self._online: dict[str, float] = {}
 
     def decode(self, routing_key: str, body: Any, content_type: str = "", encoding: str = "") -> list[Event]:
         """Take a message in; nothing of it is passed on."""
@@ -56,21 +62,48 @@ class Ear:
         if kind == "worker-heartbeat" and isinstance(sent, (int, float)):
             # The least delayed one is nearest to the truth.
             self.skews[host] = max(self.skews.get(host, -float("inf")), sent - self._clock())
+            self._count(host, event.get("processed"))
+        elif kind.startswith("beat-"):
+            self._beat(event, kind, host)
+        elif kind.startswith("task-") and kind != "task-sent":
+            self.task_events_of.add(host)
+
+    def _count(self, host: str, processed: object) -> None:
+        # Events go out in batches: those of the runs that a heartbeat counts are here before the next one at last.
+        if host in self._grown:
+            self.ran.add(host)
+        if isinstance(processed, int):
+            if processed > self._processed.get(host, processed):
+                self._grown.add(host)
+            self._processed[host] = processed
+
+    def _beat(self, event: dict[str, Any], kind: str, host: str) -> None:
+        boot = str(event.get("boot"))
+        if kind == "beat-online":
+            self._online.setdefault(boot, self._clock())
         elif kind == "beat-offline":
-            self.beats.pop(str(event.get("boot")), None)
+            self.beats.pop(boot, None)
         elif kind == "beat-heartbeat":
-            self.beats[str(event.get("boot"))] = Beat(
+            self.beats[boot] = Beat(
                 app=str(event.get("app", "unknown")),
                 hostname=host,
                 leader=event.get("leader"),
                 embedded=bool(event.get("embedded")),
+                online=self._online.get(boot, -math.inf),
+                last=self._clock(),
             )
-        elif kind.startswith("task-") and kind != "task-sent":
-            self.task_events_of.add(host)
 
 
-def listen(config: BrokerConfig, seconds: float, clock: Callable[[], float] = time.time) -> Heard:
-    """Return what came by in `seconds`; a broker without events, or one that breaks, is an `error` in it."""
+def listen(
+    config: BrokerConfig,
+    seconds: float,
+    clock: Callable[[], float] = time.time,
+    stop: threading.Event | None = None,
+) -> Heard:
+    """Return what came by in `seconds`; a broker without events, or one that breaks, is an `error` in it.
+
+    Once `stop` is set it ends, and leaves nothing behind on the broker.
+    """
     ear = Ear(clock)
     since = time.monotonic()
     error = ""
@@ -78,7 +111,7 @@ def listen(config: BrokerConfig, seconds: float, clock: Callable[[], float] = ti
         with config.connection() as probe:
             if "fanout" not in probe.transport.implements.exchange_type:
                 return Heard(error="this transport has no events")
-        _attend(config, ear, since + seconds)
+        _attend(config, ear, since + seconds, stop or threading.Event())
     except Exception as failure:  # noqa: BLE001 - whatever a transport raises: the report says so
         error = f"listening to events failed: {reason(failure)}"
     return Heard(
@@ -87,15 +120,16 @@ def listen(config: BrokerConfig, seconds: float, clock: Callable[[], float] = ti
         bytes=ear.bytes,
         skews=ear.skews,
         task_events_of=frozenset(ear.task_events_of),
+        ran=frozenset(ear.ran),
         beats=ear.beats,
         error=error,
     )
 
 
-def _attend(config: BrokerConfig, ear: Ear, until: float) -> None:
+def _attend(config: BrokerConfig, ear: Ear, until: float, stop: threading.Event) -> None:
     subscription = KombuSubscription(config, ear)  # type: ignore[arg-type] # it asks for `decode` alone
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < until and not stop.is_set():
             subscription.take()
     finally:
         subscription.close()

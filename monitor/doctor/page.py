@@ -27,10 +27,12 @@ subscription of its own. Everything has a deadline. Passwords are masked.
 
 **What it cannot learn, it says**: `not checked: …, because …`. How long tasks take only a running monitor knows
 (`--url`); who leads and where beat runs, only a beat of an app with `celeryscope.install(app)`. A check that has
-nothing to look at, such as Redis' settings on RabbitMQ, counts as passed.
+nothing to look at, such as Redis' settings on RabbitMQ, counts as passed. Where only a part could be looked at (of more
+than 20 000 keys, say) and nothing was found there, that is `not checked`, too.
 
 **For scripts.** Exit code 0: no check failed; 1: one did, by an error or a warning (advice, `info`, is no failure);
-2: the command line, the settings or the app cannot be used. `--json` prints one object: `failed`; `looked_at`;
+2: the command line, the settings (a broker URL that nothing speaks, too) or the app cannot be used. Ctrl-C and SIGTERM
+leave nothing behind on the broker. `--json` prints one object: `failed`; `looked_at`;
 `findings`, each with `id`, `severity`, `title`, `seen`, `why`, `fix`, `link`; `not_checked` with `id` and `because`;
 `passed`; `ignored`. `--ignore ID`, repeated, leaves checks out for good reasons; in the file that is
 

@@ -99,7 +99,8 @@ SET_UP = (
         W,
         "The broker is spoken to in clear text across hosts",
         "the broker URL",
-        "Arguments of tasks and the broker's password can be read, and tasks planted, by whoever is on the way.",
+        "Arguments of tasks and the broker's password can be read, and tasks planted, by whoever is on the way. It is "
+        "advice (info) where the broker's name is one that only a network of its own knows: redis, redis.shop.svc.",
         "Use rediss:// or amqps:// with the broker's TLS port, and broker_use_ssl for its certificates.",
         CELERY + "userguide/security.html",
     ),
@@ -109,7 +110,8 @@ SET_UP = (
         "Flower or /metrics answers anybody",
         "GET without credentials",
         "Metrics name your tasks, queues and hosts; Flower also shows arguments and stops workers.",
-        "Flower: --basic-auth or OAuth, and a network that strangers are not in. The monitor: --listen 127.0.0.1:9808, "
+        "Flower: --basic-auth or OAuth, and a network that strangers are not in; its /metrics asks for no password "
+        "even then: a proxy in front has to refuse that path. The monitor: --listen 127.0.0.1:9808, "
         "or --web.config.file with basic_auth_users.",
         "https://flower.readthedocs.io/en/latest/auth.html",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ import redis
 from celery import Celery, Task, _state, signals
 from celery.schedules import crontab
 from celeryscope.cli import run
-from celeryscope.exporters.doctor_cli import monitored
+from celeryscope.exporters.doctor_cli import _pages, monitored
+from celeryscope.exporters.doctor_settings import DoctorSettings
 from celeryscope.exporters.reading import Page
 from celeryscope.monitor.beat_reports import Reports
 from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.doctor import doors, gather_app, gather_broker, gather_workers
 from celeryscope.monitor.doctor.examine import LOOKS, Errand
-from celeryscope.monitor.doctor.facts import TaskTimes
+from celeryscope.monitor.doctor.facts import FLOWER_METRICS, Monitored, TaskTimes
 from celeryscope.monitor.doctor.listen import Ear
 from celeryscope.monitor.doctor.page import page
 from celeryscope.monitor.doctor.registry import CHECKS
@@ -142,6 +144,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ),
         ([], "no broker is named"),
         (["-A", "there_is_no_such_app"], "--app: cannot use 'there_is_no_such_app'"),
+        (["--broker", "nope://:hunter2@x"], "broker nope://:***@x: No such transport: nope; usual schemes are redis"),
         (["--broker", "a=redis://h", "--broker", "b=redis://h"], "one broker at a time"),
     ],
 )
@@ -247,6 +250,21 @@ def test_routes_of_every_kind_are_followed(app: Celery) -> None:
     assert found.route_priorities == {4}
 
 
+def test_a_router_that_exits_is_one_that_cannot_be_followed(app: Celery) -> None:
+    """Only whoever sits there ends the doctor."""
+
+    def route(name: str, *_: object, **__: object) -> object:
+        raise SystemExit(name) if name != "shop.pay" else ending
+
+    app.conf.task_routes = (route,)
+    ending: BaseException = GeneratorExit()
+    found = gather_app.project(app, "shop")
+    assert found.unroutable == ["shop.pay (GeneratorExit)", "shop.mail (SystemExit)", "shop.report (SystemExit)"]
+    ending = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        gather_app.project(app, "shop")
+
+
 def test_who_hears_of_failures(app: Celery) -> None:
     """celeryscope's reports, or an `on_failure` of a task's own."""
     assert not gather_app.project(app, "shop").failures_noticed
@@ -308,6 +326,30 @@ def test_a_redis_is_read_and_not_changed(valkey: RedisServer, prefix: str) -> No
     assert found.redis.pubsub_limit == (33554432, 8388608, 60)
 
 
+@pytest.mark.parametrize(
+    ("limit", "value", "overlooked"),
+    [
+        ("SCANNED", 1, "keys were looked at, there are more"),
+        ("BINDINGS", 1, "only 1 of 2 exchanges were looked at"),
+        ("QUEUES", 1, "only 1 of 2 queues were looked at"),
+        ("QUEUES", 2, ""),
+    ],
+)
+def test_what_was_not_looked_at_is_not_taken_for_nothing(
+    valkey: RedisServer, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, overlooked: str
+) -> None:
+    """On a great server the search ends early."""
+    monkeypatch.setattr(gather_broker, limit, value)
+    monkeypatch.setattr(gather_broker, "SCAN_STEP", 10 if limit == "SCANNED" else 1_000)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.mset({f"result-{number}": "x" for number in range(200)})
+        client.sadd("_kombu.binding.work", "\x06\x16\x06\x16work")
+        client.sadd("_kombu.binding.other", "\x06\x16\x06\x16other")
+        found = gather_broker.broker(BrokerConfig.from_url(valkey.url), [], 10)
+    assert overlooked in found.overlooked
+    assert bool(found.overlooked) == bool(overlooked)
+
+
 def test_a_redis_that_refuses_says_what(valkey: RedisServer) -> None:
     """As managed ones do: CONFIG, SCAN, INFO."""
     with redis.Redis.from_url(valkey.url) as client:
@@ -325,6 +367,7 @@ def test_a_redis_that_refuses_says_what(valkey: RedisServer) -> None:
     assert (found.redis.policy, found.redis.save, found.redis.reply_keys) == (None, None, None)
     assert "CONFIG GET is refused" in found.redis.refused
     assert "SCAN is refused" in found.redis.unsearched
+    assert "SCAN is refused" in found.overlooked
     assert "secret" not in found.label
 
 
@@ -391,6 +434,51 @@ def test_listening_keeps_who_speaks_and_whose_clock_is_off() -> None:
     assert ear.task_events_of == {"w"}
     assert [(one.app, one.embedded) for one in ear.beats.values()] == [("shop", True)]
     assert ear.events == 7
+
+
+def test_a_worker_ran_something_where_its_own_count_grows() -> None:
+    """And once more was heard of it: the events of those runs may come after the heartbeat that counts them."""
+    ear = Ear(lambda: 1000.0)
+
+    def heartbeats(host: str, *counts: int | None) -> None:
+        for processed in counts:
+            event = {"type": "worker-heartbeat", "hostname": host, "timestamp": 1000.0, "processed": processed}
+            ear.decode("worker.heartbeat", json.dumps(event))
+
+    heartbeats("idle", 7, 7, 7)
+    heartbeats("forced", None, None)
+    heartbeats("just now", 7, 7, 8)
+    heartbeats("restarted", 7, 0, 0)
+    assert ear.ran == set()
+    heartbeats("busy", 7, 9, 9)
+    assert ear.ran == {"busy"}
+
+
+def test_a_beat_that_came_online_meanwhile_is_known_to_have() -> None:
+    now = 1000.0
+    ear = Ear(lambda: now)
+
+    def said(kind: str, boot: str) -> None:
+        event = {"type": f"beat-{kind}", "hostname": "shop@h", "app": "shop", "boot": boot, "leader": None}
+        ear.decode(f"beat.{kind}", json.dumps(event))
+
+    said("heartbeat", "before")
+    now = 1004.0
+    said("online", "new")
+    said("heartbeat", "new")
+    now = 1014.0
+    said("heartbeat", "new")
+    told = {boot: (beat.online, beat.last) for boot, beat in ear.beats.items()}
+    assert told == {"before": (-math.inf, 1000.0), "new": (1004.0, 1014.0)}
+
+
+def test_flower_is_asked_for_its_metrics_too() -> None:
+    """They stay open whatever password it has."""
+    settings = DoctorSettings(flower_url="https://f.example/flower/", status_url="")
+    assert list(_pages(settings, Monitored(error="none"))) == [
+        ("Flower", "https://f.example/flower/"),
+        (FLOWER_METRICS, "https://f.example/flower/metrics"),
+    ]
 
 
 PAGE = """

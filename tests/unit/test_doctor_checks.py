@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 from celeryscope.monitor.doctor.examine import LOOKS
-from celeryscope.monitor.doctor.facts import Beat, Door, Entry, Facts, Heard, Monitored, Queue, TaskTimes
+from celeryscope.monitor.doctor.facts import (
+    FLOWER_METRICS,
+    Beat,
+    Door,
+    Entry,
+    Facts,
+    Heard,
+    Monitored,
+    Queue,
+    TaskTimes,
+)
 from celeryscope.monitor.doctor.registry import CHECKS, Severity
 from celeryscope.monitor.doctor.verdict import Verdict, judge
 from doctoring import (
@@ -26,6 +36,11 @@ from doctoring import (
 
 CRONTABLESS = {"other": {"task": "shop.pay", "schedule": "<freq: 5.00 seconds>"}}
 BEATS = {"b1": Beat(app="shop", hostname="shop@a"), "b2": Beat(app="shop", hostname="shop@b")}
+RESTARTED = {  # killed; nothing more was heard of it once its successor was there
+    "b1": Beat(app="shop", hostname="shop@a", last=3.0),
+    "b2": Beat(app="shop", hostname="shop@a", online=3.5, last=9.0),
+}
+BEATS_IN_TURN = {**RESTARTED, "b1": replace(RESTARTED["b1"], last=4.0)}  # a message of it was still under way
 ROUTED = {"shop.pay": "default", "shop.report": "reports"}
 DOOR = Door(what="Flower", url="http://h:5555", host="h", public=True, open=True)
 
@@ -99,10 +114,15 @@ FAULTS: list[tuple[str, Facts, str]] = [
         replace(HEALTHY, doors=[DOOR]),
         "Flower answers without credentials at http://h:5555: an address of the",
     ),
+    ("open-pages", replace(HEALTHY, doors=[replace(DOOR, what=FLOWER_METRICS)]), "Flower's /metrics answers without"),
     (
         "events-off",
-        replace(only_workers(worker_send_task_events=False), monitored=Monitored(url="http://m")),
-        "worker_send_task_events is off in w1@host",
+        replace(
+            only_workers(worker_send_task_events=False),
+            monitored=Monitored(url="http://m"),
+            heard=replace(HEALTHY.heard, ran=frozenset({"w1@host"})),
+        ),
+        "w1@host (it ran tasks meanwhile, and no event of them came)",
     ),
     ("events-off", with_monitored(events_on={"w1@host": False}), "w1@host (it runs tasks, and no event of them came)"),
     ("task-sent-off", everywhere(task_send_sent_event=False), "task_send_sent_event is off"),
@@ -188,6 +208,16 @@ FAULTS: list[tuple[str, Facts, str]] = [
     ("several-beats", with_monitored(beats={"shop": 2}), "2 beats lead shop (shop@host)"),
     ("several-beats", with_heard(beats=BEATS), "2 beats lead shop (shop@a, shop@b)"),
     (
+        "several-beats",
+        with_heard(beats={**RESTARTED, "b1": replace(RESTARTED["b1"], last=5.0)}),
+        "2 beats lead shop (shop@a, shop@a)",
+    ),
+    (
+        "several-beats",
+        with_heard(beats={**BEATS, "b3": Beat(app="shop", hostname="shop@c", online=5.0, last=5.0)}),
+        "2 beats lead shop (shop@a, shop@b, shop@c)",
+    ),
+    (
         "beat-in-worker",
         with_heard(beats={"b1": Beat(app="shop", hostname="shop@host", embedded=True)}),
         "the beat of shop on shop@host was started by a worker (-B)",
@@ -258,6 +288,8 @@ def test_what_is_no_fault() -> None:
         only_workers(task_time_limit=None),  # the pool has one, by --time-limit
         replace(everywhere(worker_prefetch_multiplier=4)),  # and all tasks are short
         with_broker(tls=False, hosts=["localhost"]),
+        with_heard(beats=RESTARTED),  # and the monitor says that there is one
+        replace(with_heard(beats=BEATS_IN_TURN), monitored=replace(HEALTHY.monitored, beats={"shop": 1})),
         everywhere(broker_transport_options={}, task_time_limit=60),  # kombu's own timeout is an hour
         with_heard(beats={**BEATS, "b2": replace(BEATS["b2"], leader=False)}),  # a standby
         with_redis(pubsub_limit=(0, 0, 0)),
@@ -299,6 +331,32 @@ UNKNOWN: list[tuple[Facts, set[str], str]] = [
         "CONFIG GET is refused: NOPERM",
     ),
     (with_redis(reply_keys=None, unsearched="SCAN is refused"), {"reply-keys"}, "SCAN is refused"),
+    (
+        with_broker(overlooked="only some 20000 keys were looked at, there are more"),
+        {"queue-unconsumed"},
+        "only some 20000 keys were looked at, there are more: a queue that nobody consumes may be among the rest",
+    ),
+    (
+        replace(on_rabbit(**{"x-dead-letter-exchange": "dead"}), project=None),
+        {"queue-unconsumed", "route-undeclared", "timezone-disagrees"},
+        "this broker does not list its queues, and the app was not given (-A)",
+    ),
+    (
+        replace(only_workers(worker_send_task_events=False), monitored=replace(HEALTHY.monitored, events_on={})),
+        {"events-off"},
+        (
+            "w1@host ran nothing meanwhile, and only its runs show whether it was started with -E: look while "
+            "it is busy, or ask a monitor (--url)"
+        ),
+    ),
+    (
+        replace(with_heard(beats=RESTARTED), monitored=replace(HEALTHY.monitored, beats={})),
+        {"several-beats"},
+        (
+            "a beat of shop came online meanwhile, and the one before was not heard again: it was restarted, or "
+            "look once more"
+        ),
+    ),
     (with_broker(longest_eta=None, eta_unknown="too many"), {"visibility-timeout"}, "too many"),
     (
         with_project(unroutable=["shop.pay (KeyError)"]),
@@ -339,6 +397,14 @@ def test_severities_follow_the_harm() -> None:
     assert "Kubernetes' default of 30 s" in finding.seen
     (inside,) = verdict(replace(HEALTHY, doors=[replace(DOOR, public=False)])).findings
     assert inside.severity is Severity.INFO
+    for host in ("redis", "redis.shop.svc", "redis.shop.svc.cluster.local"):
+        (hidden,) = verdict(with_broker(tls=False, hosts=["localhost", host])).findings
+        assert (hidden.check.id, hidden.severity) == ("plain-broker", Severity.INFO)
+    for host in ("redis.example.com", "10.0.0.7", "fd00::7"):
+        (across,) = verdict(with_broker(tls=False, hosts=["redis", host])).findings
+        assert (across.check.id, across.severity) == ("plain-broker", Severity.WARNING)
+    (metrics,) = verdict(replace(HEALTHY, doors=[replace(DOOR, what=FLOWER_METRICS)])).findings
+    assert "return 403" in metrics.fix
     strict = everywhere(task_create_missing_queues=False)
     assert strict.project is not None
     raising = replace(strict, project=replace(strict.project, routed={"shop.pay": "nowhere"}))
