@@ -206,8 +206,9 @@ def growth(alert: str, name: str, *labels: Mapping[str, str], **of: str) -> tupl
         fires(alert, "one more", counted(name, "0x5 1x9", **of), "7m", *labels),
         fires(alert, "two monitors tell once", counted(name, "0x5 1x9", **of)
               | counted(name, "0x5 1x9", "b", **of), "7m", *labels),
-        fires(alert, "after a crash of the monitor, hours later", counted(name, "5x20 stale _x120 1x5", **of), "144m",
-              *labels),
+        fires(alert, "after a crash of the monitor, hours later", MONITORS | started_at("0x20 stale _x119 8400")
+              | counted(name, "5x20 stale _x120 1x5", **of), "144m", *labels),
+        fires(alert, "after a crash of the monitor, at once", counted(name, "5x20 1x9", **of), "24m", *labels),
         fires(alert, "after the monitor had been away", counted(name, "5x20 stale _x20 6x9", **of), "45m", *labels),
         silent(alert, "long ago", counted(name, "0x5 1x90", **of), "60m"),
         silent(alert, "always there", counted(name, "7x60", **of), "40m"),
