@@ -46,7 +46,12 @@ VALUES = {
     "priority": ("0", "3", "6", "9"),
     "type": ("task-sent", "task-received", "task-started", "task-succeeded", "worker-heartbeat"),
 }
-DURATIONS = {"__rate_interval": f"{STEP + SCRAPE}s", "__interval": f"{STEP}s", "__range": "86400s"}
+DURATIONS = {
+    "__rate_interval": f"{STEP + SCRAPE}s",
+    "__interval": f"{STEP}s",
+    "__range": "86400s",
+    "__range_s": "86400",
+}
 ALL = dict.fromkeys(("broker", "queue", "task", "worker", "app", "entry"), "All") | DURATIONS
 
 

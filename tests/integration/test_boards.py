@@ -18,7 +18,7 @@ from helpers import system_command
 
 pytestmark = pytest.mark.system
 
-DURATIONS = {"__rate_interval": "2m", "__range": "30m", "__interval": "1m"}
+DURATIONS = {"__rate_interval": "2m", "__range": "30m", "__range_s": "1800", "__interval": "1m"}
 ALL = dict.fromkeys(("broker", "queue", "task", "worker", "app", "entry"), "All") | DURATIONS
 EXPRESSIONS = {
     (query.board, query.panel, query.ref): query.expr for board in all_boards() for query in queries_of(board)
@@ -98,7 +98,8 @@ def test_two_monitors_count_once_at_all_and_at_a_value(tmp_path: Path):
 
 
 WATCHED = {'celeryscope_connected{instance="a"}': "1x60"}
-PAGE = {'celeryscope_build_info{instance="a", job="m"}': "1x60"}
+PAGE_A, BORN = (f'{name}{{instance="a", job="m"}}' for name in ("celeryscope_build_info", "process_start_time_seconds"))
+PAGE = {PAGE_A: "1x60"}
 READY = 'celery_queue_messages{queue="mails", state="ready"}'
 STARTED = f"celery_task_started_total{{{MAIL}}}"
 FAILED, EXHAUSTED = (
@@ -123,6 +124,13 @@ NONE_UP = {
     'celery_worker_up{instance="a", worker="w"}': "0x60", 'celery_worker_lost{instance="a", worker="w"}': "1x60",
 }  # fmt: skip
 LIVES, TROUBLE = ("celery-workers", "Lives of the workers", "A"), ("celery-overview", "Workers in trouble", "A")
+
+
+def other(series: str) -> str:
+    """The same series of another monitor."""
+    return series.replace('instance="a"', 'instance="b"')
+
+
 PLAYS: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {
     "nothing is scraped": (
         {"up": "0x60"},
@@ -138,7 +146,7 @@ PLAYS: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {
     "ready and a start a second": ({READY: "500x60", STARTED: "0+60x60"}, [shows(DRAIN, {"{}": 500})]),
     "nothing is ready": ({READY: "0x60"}, [shows(DRAIN, {"{}": 0})]),
     "the first of each, a quarter of an hour ago": (
-        WATCHED | PAGE | dict.fromkeys((FAILED, EXHAUSTED, THROWN, MISSED), "_x15 1x45"),
+        WATCHED | PAGE | {BORN: "1x60"} | dict.fromkeys((FAILED, EXHAUSTED, THROWN, MISSED), "_x15 1x45"),
         [
             shows(THROWN_SHOWN, {MAILS: 1}),
             shows(("celery-task", "Exceptions in the time shown", "A"), {f'{{queue="mails", {KIND}}}': 1}),
@@ -149,6 +157,17 @@ PLAYS: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {
     ),
     "what a monitor counted before Prometheus knew it is not new": (
         {one: f"_x15 {value}" for one, value in {**dict.fromkeys(PAGE, "1x45"), THROWN: "70x45"}.items()},
+        [shows(THROWN_SHOWN, {})],
+    ),
+    "the first after a monitor was started, before Prometheus knew it": (
+        {one: f"_x15 {value}" for one, value in {**PAGE, BORN: "840x45", THROWN: "1x45"}.items()},
+        [shows(THROWN_SHOWN, {MAILS: 1})],
+    ),
+    "a monitor is replaced by another one, which reads what it counted": (
+        {
+            PAGE_A: "1x20 stale", THROWN: "70x20 stale", other(PAGE_A): "_x21 1x45", other(BORN): "_x21 1240x45",
+            other(THROWN): "_x21 70x45",
+        },
         [shows(THROWN_SHOWN, {})],
     ),
     "what was there before is not new": ({**PAGE, THROWN: "70x45"}, [shows(THROWN_SHOWN, {})]),

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 APPS = Path(__file__).resolve().parent.parent / "apps"
 SLOW = 150
 """Seconds in which everything must have shown, on a busy machine."""
-DURATIONS = {"__rate_interval": "1m", "__interval": "15s", "__range": "15m"}
+DURATIONS = {"__rate_interval": "1m", "__interval": "15s", "__range": "15m", "__range_s": "900"}
 VARIABLES = ("broker", "queue", "task", "worker", "app", "entry")
 ALL = dict.fromkeys(VARIABLES, "All") | DURATIONS
 ONE = {

@@ -25,7 +25,7 @@ UIDS = [
 ]
 VARIABLES = {"datasource", "broker", "queue", "task", "worker", "app", "entry", "flower"}
 # Of Grafana itself: what a link or a query may name besides our variables.
-BUILT_IN = {"__value", "__data", "__field", "__url_time_range", "__rate_interval", "__range", "__interval"}
+BUILT_IN = {"__value", "__data", "__field", "__url_time_range", "__rate_interval", "__range", "__range_s", "__interval"}
 UNUSED: dict[str, str] = {}
 """Metrics that no board and no rule reads, and why."""
 

@@ -56,9 +56,7 @@ def test_two_monitors_are_one_before_anything_is_summed():
 def test_growth_is_per_series_before_monitors_are_one_and_what_is_part_of_it_can_be_left_out():
     whole, part = (f"celery_worker_starts_missed{part}_total" for part in ("", "_down"))
     grew = queries.growth(part, window="5m")
-    assert grew.startswith(
-        f"max by (broker, worker) ({part} unless {part} offset 5m and (count_over_time({part}[5m]) <"
-    )
+    assert grew.startswith(f"max by (broker, worker) ({part} unless on (broker, worker) {part} offset 5m and on (")
     assert grew.endswith(f" or increase({part}[5m]))")
     inner = grew.removeprefix("max by (broker, worker) ")
     assert queries.growth(whole, window="5m", less=part).endswith(f") - {inner})")
