@@ -18,8 +18,8 @@ EVERY_PAGE = "celeryscope_build_info"
 """A series that is on every page of ours from its first scrape on."""
 STARTED = "process_start_time_seconds"
 """Not in the catalogue: prometheus_client's, and on our pages where the system can tell."""
-SHORT, MEMORY = 3600.0, "3h"
-"""For `growth`: seconds below which a window is short, and how long before a window a series is looked for."""
+MEMORY = "3h"
+"""For `growth`: how long before a window a series is looked for."""
 SUFFIXES = ("_bucket", "_sum", "_count")
 
 
@@ -83,9 +83,13 @@ def rate(name: str, *where: str, window: str = "$__rate_interval") -> str:
     return once(name, f"rate({select(name, *where)}[{window}])")
 
 
-def increase(name: str, *where: str, window: str) -> str:
-    """Return a counter's growth in the window, per label set; a series that was born in it counts only from then on."""
-    return once(name, f"increase({select(name, *where)}[{window}])")
+def increase(name: str, *where: str, window: str, less: str = "") -> str:
+    """Return a counter's growth in the window, per label set; a series that was born in it counts only from then on.
+
+    `less` names a counter of the same labels that counts a part of what this one counts; that part is left out.
+    """
+    part = f" - increase({select(less, *where)}[{window}])" if less else ""
+    return once(name, f"increase({select(name, *where)}[{window}]){part}")
 
 
 def grown(name: str, *where: str, window: str, memory: str = "1d", among: str = "max") -> str:
@@ -123,31 +127,19 @@ def _appeared(selected: str, window: str) -> str:
     return f"{selected} and ({later}) or {selected} and {young}"
 
 
-def growth(name: str, *where: str, window: str, less: str = "") -> str:
+def growth(name: str, *where: str, window: str) -> str:
     """Return by how much a counter grew in the window, per label set, for boards: the first of anything counts.
 
-    `less` names a counter of the same labels that counts a part of what this one counts; that part is left out.
-    `window` is a duration or `$__range`.
+    `increase()` of a series whose first sample is 1 is 0. So what no monitor knew before the window counts in full,
+    where Prometheus saw it come: it had the monitor's page before, or the monitor was started in the window. This is
+    cheaper than `grown`, which looks a day back, and may take for new what a monitor read from its state after more
+    than `MEMORY` of absence. `window` is a duration, of an hour or more, or `$__range`.
     """
-    grew = _growth(name, select(name, *where), window)
-    return once(name, f"({grew}) - ({_growth(less, select(less, *where), window)})" if less else grew)
-
-
-def _growth(name: str, selected: str, window: str) -> str:
-    """Return by how much each series grew; what no monitor knew before the window, and Prometheus saw come, in full.
-
-    `increase()` of a series whose first sample is 1 is 0. Prometheus saw it come where it had the monitor's page
-    before, or, in a window that is not short, where the monitor was started in it. This is cheaper than `grown`, which
-    looks a day back, and may take for new what a monitor read from its state after more than `MEMORY` of absence.
-    """
-    by, same = ", ".join(labels_of(name)), "on (instance, job)"
-    if not window.startswith("$") and seconds(window) < SHORT:
-        came = f"{selected} unless on ({by}) {selected} offset {window} and {same} {EVERY_PAGE} offset {window}"
-    else:
-        long = f"{window}_s" if window.startswith("$") else f"{seconds(window):g}"
-        known = f"last_over_time({EVERY_PAGE}[{MEMORY}] offset {window}) or {STARTED} > time() - {long}"
-        came = f"{selected} unless on ({by}) last_over_time({selected}[{MEMORY}] offset {window}) and {same} ({known})"
-    return f"{came} or increase({selected}[{window}])"
+    selected, by = select(name, *where), ", ".join(labels_of(name))
+    long = f"{window}_s" if window.startswith("$") else f"{seconds(window):g}"
+    known = f"last_over_time({EVERY_PAGE}[{MEMORY}] offset {window}) or {STARTED} > time() - {long}"
+    unknown = f"{selected} unless on ({by}) last_over_time({selected}[{MEMORY}] offset {window})"
+    return once(name, f"{unknown} and on (instance, job) ({known}) or increase({selected}[{window}])")
 
 
 def total(expression: str, by: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ from ..board import Board, Section, board
 from ..links import field, of_entry, of_task
 from ..palette import BAD, GOOD, PLAIN, PURPLE, QUIET, WARN, Steps, words, worse
 from ..panels import BarGauge, Query, StateTimeline, Tile, Timeseries
-from ..queries import fact, growth, largest, mean, top, total
+from ..queries import fact, growth, increase, largest, mean, top, total
 from ..tables import Column, Table
 from .parts import APP, ENTRY, RANGE, none_seen, number, quantiles, spread, variables
 
@@ -206,7 +206,7 @@ def _trouble() -> Timeseries:
     names = {"missed": ("missed", BAD), "duplicate": ("duplicates", WARN), "dispatch_failed": ("refused", PURPLE)}
     queries = [
         Query(
-            expr=f"{total(growth(f'celery_beat_{name}_total', *ENTRY, window='5m'), ('entry',))} > 0",
+            expr=f"{total(increase(f'celery_beat_{name}_total', *ENTRY, window='5m'), ('entry',))} > 0",
             legend=f"{legend}: {{{{entry}}}}",
         )
         for name, (legend, _) in names.items()

@@ -6,7 +6,7 @@ from ..board import Board, Section, board
 from ..links import field, of_worker
 from ..palette import BAD, BLUE, GOOD, GREEN, ORANGE, QUIET, WARN, Steps, at_least, words, worse
 from ..panels import BarGauge, Query, StateTimeline, Tile, Timeseries, colors
-from ..queries import fact, growth, rate, top, total
+from ..queries import fact, growth, increase, rate, top, total
 from ..tables import Column, Table
 from .parts import BROKER, RANGE, WORKER, lost_workers, none_seen, number, of_online, variables
 
@@ -195,9 +195,9 @@ def _unseen() -> Timeseries:
     missed, down, untracked = (f"celery_worker_starts_{name}_total" for name in ("missed", "missed_down", "untracked"))
     # Those missed while the monitor was down are among those missed.
     grew = {
-        "events lost": growth(missed, *WORKER, window="5m", less=down),
-        "monitor was down": growth(down, *WORKER, window="5m"),
-        "send_events=False": growth(untracked, *WORKER, window="5m"),
+        "events lost": increase(missed, *WORKER, window="5m", less=down),
+        "monitor was down": increase(down, *WORKER, window="5m"),
+        "send_events=False": increase(untracked, *WORKER, window="5m"),
     }
     return Timeseries(
         title="Starts that were not seen",

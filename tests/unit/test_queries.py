@@ -53,13 +53,20 @@ def test_two_monitors_are_one_before_anything_is_summed():
     )
 
 
-def test_growth_is_per_series_before_monitors_are_one_and_what_is_part_of_it_can_be_left_out():
+def test_growth_is_per_series_before_monitors_are_one():
+    name = "celery_worker_processed_total"
+    grew = queries.growth(name, window="1h")
+    assert grew.startswith(f"max by (broker, worker) ({name} unless on (broker, worker) last_over_time({name}[3h] off")
+    assert "process_start_time_seconds > time() - 3600)" in grew
+    assert grew.endswith(f" or increase({name}[1h]))")
+    assert "> time() - $__range_s)" in queries.growth(name, window="$__range")
+
+
+def test_what_is_a_part_can_be_left_out():
     whole, part = (f"celery_worker_starts_missed{part}_total" for part in ("", "_down"))
-    grew = queries.growth(part, window="5m")
-    assert grew.startswith(f"max by (broker, worker) ({part} unless on (broker, worker) {part} offset 5m and on (")
-    assert grew.endswith(f" or increase({part}[5m]))")
-    inner = grew.removeprefix("max by (broker, worker) ")
-    assert queries.growth(whole, window="5m", less=part).endswith(f") - {inner})")
+    assert queries.increase(whole, window="5m", less=part) == (
+        f"max by (broker, worker) (increase({whole}[5m]) - increase({part}[5m]))"
+    )
 
 
 def test_facts_about_a_monitor_stay_with_it():
