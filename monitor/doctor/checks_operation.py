@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..beats import MARGIN
 from .checks_queues import broker_reached
 from .facts import FLOWER_METRICS, Beat, Facts, Redis
 from .registry import Severity
@@ -16,6 +15,8 @@ GRACE = 30.0
 """Kubernetes' default terminationGracePeriodSeconds."""
 BEATS_SPEAK = 10.0
 """Seconds between two heartbeats of a beat."""
+MARGIN = 1.0
+"""Seconds in which messages of a killed beat may still come after its successor's first, as in monitor/beats.py."""
 STALL = 30.0
 """Seconds for which a monitor may stand still without being cut off."""
 LEAST_LIMIT = 8 << 20
