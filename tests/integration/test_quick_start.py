@@ -1,23 +1,26 @@
-"""A newcomer's first hour: each celeryscope command of the README is really run, beside an app made as it says."""
+"""A newcomer's first hour: each celeryscope command of README and docs is really run, beside an app made as it says."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import fake_grafana
 import pytest
 from celery import Celery
 from celeryscope.demo.inbox import TOKEN, Inbox
-from documented import commands
+from documented import PAGES, commands
+from fake_grafana import TOKEN as GRAFANA_TOKEN
 from helpers import ROOT, Process, RedisServer, eventually, free_port, running, worker_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from documented import Command
 
@@ -34,9 +37,9 @@ def place_order(number):
 """
 
 
-def told(start: str) -> Command:
-    """Return the README's command that starts so."""
-    (found,) = (c for c in commands(README) if " ".join(c.argv).startswith(start))
+def told(start: str, page: str = "README.md") -> Command:
+    """Return the page's command that starts so."""
+    (found,) = (c for c in commands(ROOT / page) if " ".join(c.argv).startswith(start))
     return found
 
 
@@ -47,13 +50,35 @@ RUN = {
     "slack": "celeryscope alerter --broker",
     "flower": "celeryscope flower -A proj",
     "control": "celeryscope control pool-grow celery@web-1",
+    "rules": "celeryscope rules build --out",
+    "boards": "celeryscope dashboards push --grafana-url",
 }
 """The README's commands, by their starts, and the test below that runs each."""
 
+RUN_OF_DOCS = {
+    "celeryscope alerter --check": "test_slack",
+    "celeryscope alerter --test-message": "test_slack",
+    "celeryscope alerter --state-dir": "test_slack, as the README has it",
+    "celeryscope incidents ": "test_slack",
+    "celeryscope status": "test_look",
+    "celeryscope doctor -A proj --url": "test_look",
+    "celeryscope monitor --state-dir": "test_left_alone",
+    "celeryscope monitor --broker prod=redis://…": "test_production: this one has an ellipsis",
+    "celeryscope dashboards build": "test_boards",
+    "celeryscope demo": "tests/e2e/test_demo.py",
+}
+"""Those of docs that the README does not have, and the test that runs each."""
 
-def test_nothing_of_the_readme_is_left_out():
-    ours = [" ".join(c.argv) for c in commands(README) if c.argv and c.argv[0] == "celeryscope"]
-    assert [line for line in ours if not line.startswith(tuple(RUN.values()))] == []
+
+def test_no_command_is_left_out():
+    """Completion scripts, which a shell reads, are in tests/unit/test_doc_commands.py."""
+    known = {page: tuple(RUN.values()) + (tuple(RUN_OF_DOCS) if page != README else ()) for page in PAGES}
+    for page, starts in known.items():
+        ours = [c for c in commands(page) if c.argv[:1] == ["celeryscope"] and "_CELERYSCOPE_COMPLETE" not in c.env]
+        assert [c.line for c in ours if not " ".join(c.argv).startswith(starts)] == [], page
+
+
+RUN_WITH_MONITOR = "celeryscope doctor -A proj --url"
 
 
 @pytest.fixture(name="broker", scope="module")
@@ -87,7 +112,14 @@ def _app(project: Path, broker: RedisServer) -> Iterator[Celery]:
     app.close()
 
 
-def started(command: Command, name: str, project: Path, broker: RedisServer, **more: str) -> Process:
+def started(
+    command: Command,
+    name: str,
+    project: Path,
+    broker: RedisServer,
+    instead: Mapping[str, str] | None = None,
+    **more: str,
+) -> Process:
     """Start a command of the README with our broker, a port that is free and folders of our own."""
     second = broker.url.removesuffix("0") + "1"
     here = {
@@ -98,10 +130,17 @@ def started(command: Command, name: str, project: Path, broker: RedisServer, **m
         "/var/lib/celeryscope": str(project / f"{name}-state"),
     }
     argv = command.argv[1:]
-    for example, ours in here.items():
+    for example, ours in {**here, **(instead or {})}.items():
         argv = [ours if word == example else word.replace("=" + example, "=" + ours) for word in argv]
     env = {**command.env, "CELERYSCOPE_LISTEN": "127.0.0.1:0", "CELERY_BROKER_URL": "", **more}
     return Process([sys.executable, "-m", "celeryscope", *argv], log=project / f"{name}.log", cwd=project, env=env)
+
+
+def ended(command: Command, name: str, project: Path, broker: RedisServer, *args: Any, **more: str) -> str:
+    """Run a command that ends by itself, and well; return what it said."""
+    with running(started(command, name, project, broker, *args, **more)) as process:
+        assert process.popen.wait(120) == 0, process.output
+        return process.output
 
 
 def page(monitor: Process) -> str:
@@ -133,6 +172,11 @@ def test_look(project: Path, broker: RedisServer, app: Celery):
         )
         assert screen.popen.wait(60) in {0, 1}, screen.output
         assert "proj.place_order" in screen.output
+        # The check-up asks the monitor, too, where it is told where it is.
+        command = told(RUN_WITH_MONITOR, "docs/doctor.md")
+        with running(started(command, "doctor-url", project, broker, {"http://127.0.0.1:9808": url})) as doctor:
+            assert doctor.popen.wait(120) in {0, 1}, doctor.output
+            assert "Traceback" not in doctor.output
 
 
 def test_check_up(project: Path, broker: RedisServer, app: Celery):
@@ -159,7 +203,7 @@ def test_production(project: Path, broker: RedisServer):
 
 def test_slack(project: Path, broker: RedisServer, app: Celery):
     """A task that fails becomes a message."""
-    with Inbox(["celery"]).serving() as inbox:
+    with Inbox(["celery", "alerts"]).serving() as inbox:
         command = told(RUN["slack"])
         assert command.env["CELERYSCOPE_SLACK_CHANNEL"] == "#celery"
         token = {"CELERYSCOPE_SLACK_TOKEN": TOKEN, "CELERYSCOPE_SLACK_BASE_URL": inbox.api_url}
@@ -172,6 +216,63 @@ def test_slack(project: Path, broker: RedisServer, app: Celery):
 
             eventually(message, 90, 0.5)
         assert "ValueError" in json.dumps([posted.everything for posted in inbox.top()])
+        # As docs/slack.md has it: a look before the start, a message to try it, and what to do with incidents.
+        for option, says in (("--check", "ok: "), ("--test-message", "posted to #alerts")):
+            command = told(f"celeryscope alerter {option}", "docs/slack.md")
+            assert says in ended(command, f"alerter{option}", project, broker, **token)
+        at = {"CELERYSCOPE_STATE_DIR": str(project / "alerter-state")}
+
+        def incidents(what: str) -> str:
+            command = told(f"celeryscope incidents {what}", "docs/slack.md")
+            return ended(command, f"incidents-{what}-{next(runs)}", project, broker, {"3fa2": identifier}, **at)
+
+        runs, identifier = iter(range(9)), ""
+        (line,) = (line for line in incidents("list").splitlines() if "ValueError" in line)
+        identifier = line.split()[0]
+        assert "ValueError" in incidents("show")
+        incidents("mute")
+        incidents("resolve")
+        assert "ValueError" not in incidents("list")
+
+
+def test_left_alone(project: Path, broker: RedisServer):
+    """As a service: the broker's URL in a file, a state directory, a log for machines."""
+    (project / "broker-url").write_text(broker.url)
+    command = told("celeryscope monitor --state-dir", "docs/quickstart.md")
+    assert command.env["CELERYSCOPE_BROKER_URL_FILE"] == "/run/secrets/broker"
+    file = {"CELERYSCOPE_BROKER_URL_FILE": str(project / "broker-url")}
+    with running(started(command, "left-alone", project, broker, **file)) as monitor:
+        eventually(lambda: "serves http://" in monitor.output or not monitor.running(), 60, 0.2)
+        assert monitor.running(), monitor.output
+        assert monitor.stop() == 0
+    assert (project / "left-alone-state" / "state").exists()
+
+
+def test_rules(project: Path, broker: RedisServer):
+    """Files that Prometheus takes."""
+    out = project / "rules"
+    ended(told(RUN["rules"]), "rules", project, broker, {"/etc/prometheus/celeryscope": str(out)})
+    files = sorted((out / "rules").glob("*.yml"))
+    assert files
+    checked = subprocess.run(["promtool", "check", "rules", *files], capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_boards(project: Path, broker: RedisServer):
+    """Into a Grafana by its API, by both pages, and into files."""
+    (project / "grafana-token").write_text(GRAFANA_TOKEN)
+    ways = {
+        "README.md": {"CELERYSCOPE_GRAFANA_TOKEN": GRAFANA_TOKEN},
+        "docs/dashboards.md": {"CELERYSCOPE_GRAFANA_TOKEN_FILE": str(project / "grafana-token")},
+    }
+    for page_of, token in ways.items():
+        command = told(RUN["boards"], page_of)
+        assert set(token) <= set(command.env)
+        with fake_grafana.serving() as grafana:
+            ended(command, "push", project, broker, {"https://grafana.example.com": grafana.url}, **token)
+            assert "celery-overview" in grafana.boards
+    ended(told("celeryscope dashboards build", "docs/dashboards.md"), "build", project, broker)
+    assert (project / "out/boards/celery-overview.json").exists()
 
 
 def test_live_control(project: Path, broker: RedisServer, app: Celery):

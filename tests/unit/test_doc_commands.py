@@ -1,7 +1,7 @@
 """Every command that README and docs show is one that exists, with options that exist.
 
 Those of ours are read by our own command line, as far as running them; tests/integration/test_quick_start.py runs them,
-tests/deploy and `make compose-test` those that deploy. What belongs to others is named here, with the reason.
+tests/deploy and `make compose-test` what deploys. What belongs to others is named here, with the reason.
 """
 
 from __future__ import annotations
