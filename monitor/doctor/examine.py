@@ -25,7 +25,7 @@ LOOKS: dict[str, Look] = {**checks_app.LOOKS, **checks_queues.LOOKS, **checks_op
 BROKER_SECONDS = 10.0
 SPARE = 15.0
 """Seconds beyond its own deadlines after which a part that hangs is left alone."""
-LEAVING = 3.0
+LEAVING = 8.0
 """Seconds that listening and asking get, beyond the wait for an answer, to leave the broker when broken off."""
 
 
@@ -45,14 +45,17 @@ class Errand(Generic[T]):
         self._result: T
         self._error: BaseException | None = None
         self._function = function
-        self._thread = threading.Thread(target=self._run, name=f"celeryscope-doctor-{what}", daemon=True)
-        self._thread.start()
+        # Not the thread is waited for: a join that Ctrl-C breaks off takes it for ended ever after (CPython 45274).
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name=f"celeryscope-doctor-{what}", daemon=True).start()
 
     def _run(self) -> None:
         try:
             self._result = self._function()
         except BaseException as error:  # noqa: BLE001 - carried over to whoever asks for the result
             self._error = error
+        finally:
+            self._ended.set()
 
     def result(self, timeout: float) -> T:
         """Return what the function returned.
@@ -61,8 +64,7 @@ class Errand(Generic[T]):
             TimeoutError: not within `timeout` seconds.
             BaseException: what the function raised.
         """
-        self._thread.join(timeout)
-        if self._thread.is_alive():
+        if not self._ended.wait(timeout):
             raise TimeoutError(f"{self._what} took more than {timeout:.0f} s")
         if self._error is not None:
             raise self._error
@@ -70,7 +72,7 @@ class Errand(Generic[T]):
 
     def settle(self, timeout: float) -> None:
         """Wait until it has ended, well or not, for `timeout` seconds at most."""
-        self._thread.join(timeout)
+        self._ended.wait(timeout)
 
 
 class Errands:
@@ -137,7 +139,7 @@ def _cluster(
     """Ask the workers while listening to them."""
     listening = errands.begin("listening", lambda: listen(config, patience.listen, stop=errands.stop))
     workers, why = _workers(config, patience.answer, errands)
-    broker = _etas(config, broker, sorted(workers), patience.answer)
+    broker = _etas(config, broker, sorted(workers), patience.answer, errands)
     try:
         heard = listening.result(patience.listen + SPARE)
     except TimeoutError as error:
@@ -165,7 +167,7 @@ def _workers(config: BrokerConfig, timeout: float, errands: Errands) -> tuple[di
         return {}, f"the workers cannot be asked: {reason(error)}"
 
 
-def _etas(config: BrokerConfig, broker: Broker, names: Sequence[str], timeout: float) -> Broker:
+def _etas(config: BrokerConfig, broker: Broker, names: Sequence[str], timeout: float, errands: Errands) -> Broker:
     """Add the longest ETA that workers hold, where it matters and where listing them is cheap."""
     if broker.transport not in checks_app.VISIBILITY:
         return broker
@@ -178,7 +180,7 @@ def _etas(config: BrokerConfig, broker: Broker, names: Sequence[str], timeout: f
         count = "an unknown number of" if held is None else str(held)
         return replace(broker, eta_unknown=f"workers hold {count} messages, too many to have them listed")
     try:
-        errand = Errand("ETAs", lambda: gather_workers.longest_eta(config, names, timeout, time.time()))
+        errand = errands.begin("ETAs", lambda: gather_workers.longest_eta(config, names, timeout, time.time()))
         return replace(broker, longest_eta=errand.result(timeout + SPARE))
     except Exception as error:  # noqa: BLE001 - as above
         return replace(broker, eta_unknown=f"the workers did not list their ETAs: {reason(error)}")

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from celeryscope.exporters.reading import Page
 from celeryscope.monitor.beat_reports import Reports
 from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.doctor import doors, gather_app, gather_broker, gather_workers
-from celeryscope.monitor.doctor.examine import LOOKS, Errand
+from celeryscope.monitor.doctor.examine import LOOKS, Errand, Errands
 from celeryscope.monitor.doctor.facts import FLOWER_METRICS, Monitored, TaskTimes
 from celeryscope.monitor.doctor.listen import Ear
 from celeryscope.monitor.doctor.page import page
@@ -180,8 +181,8 @@ def safe() -> None:
 @pytest.fixture(name="unheard")
 def _unheard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever other tests have connected or imported is not heard of here."""
-    for signal in (signals.task_failure, signals.task_unknown):
-        monkeypatch.setattr(signal, "receivers", [])
+    for heard in (signals.task_failure, signals.task_unknown):
+        monkeypatch.setattr(heard, "receivers", [])
     # A shared task of a module that any other test has imported would be a task of this app, too.
     own = {made for made in _state._on_app_finalizers if made.__module__ == "celery.app.builtins"}
     monkeypatch.setattr(_state, "_on_app_finalizers", own)
@@ -517,6 +518,29 @@ def test_an_errand_is_not_waited_for_for_ever() -> None:
     assert Errand("asking", lambda: 7).result(10) == 7
     with pytest.raises(KeyError):
         Errand("asking", {}.popitem).result(10)
+
+
+def test_errands_that_are_broken_off_are_waited_for() -> None:
+    """Ctrl-C comes while the main thread waits for one of them; each gets to put away what it has on the broker."""
+    errands, put_away = Errands(), []
+
+    def listening() -> None:
+        assert errands.stop.wait(60)
+        put_away.append("subscription")
+
+    errand = errands.begin("listening", listening)
+    # SIGINT itself may be ignored where tests run side by side, and pytest's own deadline is SIGALRM.
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    pressed = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pressed.start()
+            errand.result(60)
+    finally:
+        pressed.join(60)
+        signal.signal(signal.SIGUSR1, before)
+    errands.abandon(60)
+    assert put_away == ["subscription"]
 
 
 def test_the_healthy_set_up_needs_no_words() -> None:
