@@ -532,10 +532,14 @@ def test_errands_that_are_broken_off_are_waited_for() -> None:
     # SIGINT itself may be ignored where tests run side by side, and pytest's own deadline is SIGALRM.
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     pressed = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1))
+
+    def wait() -> None:
+        pressed.start()
+        errand.result(60)
+
     try:
         with pytest.raises(KeyboardInterrupt):
-            pressed.start()
-            errand.result(60)
+            wait()
     finally:
         pressed.join(60)
         signal.signal(signal.SIGUSR1, before)
