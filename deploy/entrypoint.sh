@@ -33,6 +33,7 @@ write_config() {
     folder=${CONFIG_DIR:-/etc/celeryscope}
     new=$folder/.new
     rm -rf "$new"
+    trap 'rm -rf "$new"' EXIT
     mkdir -p "$new/alertmanager"
     secret=${CELERYSCOPE_SLACK_TOKEN:-${CELERYSCOPE_SLACK_WEBHOOK_URL:-}}
     [ -z "$secret" ] || (umask 027 && printf '%s' "$secret" >"$new/alertmanager/slack")
@@ -77,7 +78,7 @@ take_over() {  # what is in $new takes the place of what is in $folder
             grep -qxF -e "$file" .made || rm -f "$file"
         done
     done
-    rm -rf "$new" .made
+    rm -f .made
 }
 
 needs_app() {
