@@ -187,12 +187,15 @@ class Pipeline:
             self.workers.gap(now, down=self._was_down)
             self._was_down = False
 
-    def judge_restored(self, answers: Answers) -> None:
-        """Take out what was open before a restart and is over, as workers and queues say; a part of it each time."""
+    def judge_restored(self, answers: Answers, *, last: bool = False) -> None:
+        """Take out what was open before a restart and is over, as workers and queues say; a part of it each time.
+
+        With `last`, what they leave undecided is not judged again.
+        """
         with self.lock:
             if self.restored is not None:
                 self.restored.judge(answers)
-                self.restored = self.restored or None
+                self.restored = (not last and self.restored) or None
 
     def lag(self, seconds: float, now: float) -> None:
         """Take note of the event lag; with much of it events may be dropped on the way."""

@@ -43,11 +43,11 @@ class Restored:
         table.restored_at = now
         self._table = table
         self._runs = [run for run in table.open_runs() if run.state != ORPHANED]
-        self._doubtful: list[Run] = []
-        self._sampled = 0.0
+        self._undecided: list[Run] = []
+        self._judged_by = (0.0, 0.0)
 
     def __len__(self) -> int:
-        return len(self._runs) + len(self._doubtful)
+        return len(self._runs) + len(self._undecided)
 
     def queues(self) -> set[str]:
         """Return the queues to look into before the runs can be judged; the events may not tell of them any more."""
@@ -56,12 +56,13 @@ class Restored:
     def judge(self, answers: Answers) -> None:
         """Judge the next few runs; `len` says how many are left.
 
-        The workers' answers are the same each time. A message that may still have been in its queue is looked for again
-        in each newer sample: the queue moves on, and a message that is taken out of it is heard of.
+        Those that cannot be decided yet are judged again by newer answers: a message that may have been in its queue,
+        since the queue moves on and what is taken out of it is heard of; and what a worker had that did not answer.
         """
-        if not self._runs and answers.queues.taken > self._sampled:
-            self._runs, self._doubtful = self._doubtful, []
-        self._sampled = answers.queues.taken
+        by = (answers.asked_at, answers.queues.taken)
+        if not self._runs and by != self._judged_by:
+            self._runs, self._undecided = self._undecided, []
+        self._judged_by = by
         runs, self._runs = self._runs[:AT_ONCE], self._runs[AT_ONCE:]
         held = frozenset().union(*answers.tasks.values())
         since = self._table.restored_at
@@ -72,8 +73,8 @@ class Restored:
                 continue
             if self._is_over(run, answers, held, complete):
                 self._table.end_unheard(run, answers.asked_at)
-            elif self._may_come(run, answers, held):
-                self._doubtful.append(run)
+            elif self._may_tell(run, answers, held, complete):
+                self._undecided.append(run)
 
     def _is_over(self, run: Run, answers: Answers, held: AbstractSet[str], complete: bool) -> bool:
         if run.state == STARTED:
@@ -88,12 +89,17 @@ class Restored:
             return answered and (facts is None or not _may_hold(facts, run))
         return complete and facts is not None and not _may_hold(facts, run)
 
-    def _may_come(self, run: Run, answers: Answers, held: AbstractSet[str]) -> bool:
-        """Whether a later sample may tell: the message was taken to be in its queue, by workers that answered."""
-        if run.state not in (WAITING, RECEIVED) or run.uuid in held or run.eta > answers.asked_at:
+    def _may_tell(self, run: Run, answers: Answers, held: AbstractSet[str], complete: bool) -> bool:
+        """Whether newer answers may decide about a run that these do not take for over."""
+        if run.uuid in held or run.eta > answers.asked_at:
             return False
+        answered = complete if run.host is None else run.host.name in answers.tasks
         facts = answers.queues.queues.get(run.row.queue)
-        return facts is not None and _may_hold(facts, run)
+        if run.state == WAITING:
+            return facts is not None and (not answered or _may_hold(facts, run))
+        if run.state == RECEIVED:
+            return not answered or (facts is not None and _may_hold(facts, run))
+        return run.state == STARTED and not answered
 
 
 def _may_hold(facts: QueueFacts, run: Run) -> bool:

@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 TELL_EVERY = 2.0
 SAMPLE_PATIENCE = 15.0
 """Seconds that the question after a restart waits for a sample of the queues."""
+ASK_AGAIN = (10.0, 30.0, 60.0, 120.0)
+"""Seconds after which workers that did not answer after a restart are asked once more, and then again."""
+JUDGED_FOR = 900.0
+"""Seconds after which what could not be decided is left to events, heartbeats and the time after which tasks expire."""
 LATE = 5.0
 """Seconds after the workers' answers in which the events of what ended just before will have come."""
 
@@ -60,6 +64,7 @@ class BrokerWatch:
         self._told = 0.0
         self._hearsay = Hearsay()
         self._answers: Answers | None = None
+        self._asked_since = 0.0
         self._asking = threading.Thread(target=self._ask, name="celeryscope-ask", daemon=True)
         self._stopping = threading.Event()
         self.sampler = open_sampler(
@@ -144,27 +149,32 @@ class BrokerWatch:
         snapshot = self.sampler.snapshot
         if snapshot.taken > answers.queues.taken > 0 and now - snapshot.taken >= LATE:
             self._answers = answers = answers._replace(queues=snapshot)
-        self.pipeline.judge_restored(answers)
+        self.pipeline.judge_restored(answers, last=now - self._asked_since > JUDGED_FOR)
         if self.pipeline.restored is None:
             self._answers = None
 
     def _ask(self) -> None:
-        """Find out, once, which of the tasks from before the restart are still there: in a queue or in a worker."""
+        """Find out which of the tasks from before the restart are still there: in a queue or in a worker."""
         with self.pipeline.lock:
             queues = self.pipeline.restored.queues() if self.pipeline.restored else set()
         self.sampler.know(queues - {UNKNOWN, OTHER})
-        since, deadline = self._clock(), time.monotonic() + SAMPLE_PATIENCE
-        while self.sampler.snapshot.taken <= since and time.monotonic() < deadline:
+        self._asked_since, deadline = self._clock(), time.monotonic() + SAMPLE_PATIENCE
+        while self.sampler.snapshot.taken <= self._asked_since and time.monotonic() < deadline:
             if self._stopping.wait(0.2):
                 return
-        snapshot = self.sampler.snapshot
-        asked_at = self._clock()
+        for pause in (*ASK_AGAIN, 0.0):
+            self._ask_workers()
+            if self._stopping.wait(pause) or not self.pipeline.restored:
+                return
+
+    def _ask_workers(self) -> None:
+        snapshot, asked_at = self.sampler.snapshot, self._clock()
         try:
             tasks = tasks_held(self.config)
         except Exception as error:  # noqa: BLE001 - whatever a transport raises: heartbeats will tell, later
             logger.warning("workers cannot be asked for the tasks from before the restart: %s", reason(error))
             return
-        self._answers = Answers(asked_at, tasks, snapshot if snapshot.taken > since else QueueSnapshot())
+        self._answers = Answers(asked_at, tasks, snapshot if snapshot.taken > self._asked_since else QueueSnapshot())
 
     def _tell_sampler(self) -> None:
         """Let the sampler know of the queues and workers that the events told of."""

@@ -76,6 +76,28 @@ def test_who_does_not_answer_is_not_judged(before: Story) -> None:
     assert story.number(MISSED) == 0
 
 
+def test_who_answers_later_is_judged_then(before: Story) -> None:
+    """On a busy machine the answer may come too late for the first question."""
+    story = restarted(before)
+    judge(story, queues={"q": QueueFacts(ready=0)}, answered=False)
+    judge(story, queues={"q": QueueFacts(ready=0)}, answered=False)
+    assert story.number(MISSED) == 0
+    story.wait(10)
+    judge(story, "busy", queues={"q": QueueFacts(ready=0)})
+    assert list(story.table.live) == ["busy", "later"]
+    assert story.number(MISSED) == 2
+    assert story.pipeline.restored is None
+
+
+def test_who_never_answers_is_left_alone_in_the_end(before: Story) -> None:
+    story = restarted(before)
+    judge(story, queues={"q": QueueFacts(ready=0)}, answered=False)
+    assert story.pipeline.restored is not None
+    story.pipeline.judge_restored(Answers(story.now, {}, QueueSnapshot(story.now)), last=True)
+    assert story.pipeline.restored is None
+    assert story.number(MISSED) == 0
+
+
 def test_what_the_queue_may_still_hold_waits(before: Story) -> None:
     """Not empty, and its oldest message is not clearly younger: the task may be among them."""
     story = restarted(before)
