@@ -238,7 +238,7 @@ class Pipeline:
         yield family(self.catalog, "celeryscope_task_table_evicted_total", [((), sizes[1])])
         yield family(self.catalog, "celeryscope_task_outcomes_missed_total", [((), sizes[2])])
         yield family(self.catalog, "celeryscope_label_overflow_total", overflow)
-        failures = [((kind,), n) for kind, n in self.failures.items()]
+        failures = [((kind,), n) for kind, n in list(self.failures.items())]
         yield family(self.catalog, "celeryscope_events_malformed_total", failures)
 
     # --- state ------------------------------------------------------------------------------------------------------

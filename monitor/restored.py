@@ -29,11 +29,13 @@ class Answers(NamedTuple):
         asked_at: unix time by the monitor's clock.
         tasks: for each worker that answered, the ids of the tasks that it executes or holds ready to be executed.
         queues: the newest sample, or an empty one where there is none.
+        answered_at: when the workers' time to answer was over, by the same clock.
     """
 
     asked_at: float
     tasks: Mapping[str, AbstractSet[str]]
     queues: QueueSnapshot
+    answered_at: float = 0.0
 
 
 class Restored:
@@ -64,6 +66,8 @@ class Restored:
             self._runs, self._undecided = self._undecided, []
         self._judged_by = by
         runs, self._runs = self._runs[:AT_ONCE], self._runs[AT_ONCE:]
+        if not runs:
+            return
         held = frozenset().union(*answers.tasks.values())
         since = self._table.restored_at
         complete = all(host.name in answers.tasks for host in self._table.workers.up() if host.heard_at > since)
@@ -82,6 +86,8 @@ class Restored:
             return tasks is not None and run.uuid not in tasks
         if run.state not in (WAITING, RECEIVED) or run.uuid in held or run.eta > answers.asked_at:
             return False
+        if not answers.queues.taken:
+            return False
         facts = answers.queues.queues.get(run.row.queue)
         if run.state == RECEIVED:
             answered = run.host is not None and run.host.name in answers.tasks
@@ -93,6 +99,8 @@ class Restored:
         """Whether newer answers may decide about a run that these do not take for over."""
         if run.uuid in held or run.eta > answers.asked_at:
             return False
+        if not answers.queues.taken and run.state in (WAITING, RECEIVED):
+            return True
         answered = complete if run.host is None else run.host.name in answers.tasks
         facts = answers.queues.queues.get(run.row.queue)
         if run.state == WAITING:

@@ -65,6 +65,8 @@ class BrokerWatch:
         self._hearsay = Hearsay()
         self._answers: Answers | None = None
         self._asked_since = 0.0
+        self._queues = QueueSnapshot()
+        self._coming: QueueSnapshot | None = None
         self._asking = threading.Thread(target=self._ask, name="celeryscope-ask", daemon=True)
         self._stopping = threading.Event()
         self.sampler = open_sampler(
@@ -141,17 +143,22 @@ class BrokerWatch:
         if now - self._told >= TELL_EVERY:
             self._told = now
             self._tell_sampler()
-        if self._answers is not None and now - self._answers.asked_at >= LATE:
-            self._judge(self._answers, now)
+        if self._asked_since and self.pipeline.restored is not None:
+            self._judge(now)
 
-    def _judge(self, answers: Answers, now: float) -> None:
-        """Judge what was open before the restart, by the newest sample whose events have all come."""
-        snapshot = self.sampler.snapshot
-        if snapshot.taken > answers.queues.taken > 0 and now - snapshot.taken >= LATE:
-            self._answers = answers = answers._replace(queues=snapshot)
-        self.pipeline.judge_restored(answers, last=now - self._asked_since > JUDGED_FOR)
-        if self.pipeline.restored is None:
-            self._answers = None
+    def _judge(self, now: float) -> None:
+        """Judge what was open before the restart, by the newest answers and sample whose events have all come."""
+        snapshot, answers = self.sampler.snapshot, self._answers
+        if self._coming is None and snapshot.taken > max(self._asked_since, self._queues.taken):
+            self._coming = snapshot  # by the time its events have come, the sampler has a newer one
+        if self._coming is not None and now - self._coming.taken >= LATE:
+            self._queues, self._coming = self._coming, None
+        last = now - self._asked_since > JUDGED_FOR
+        if answers is not None and now - answers.answered_at >= LATE:
+            newest = max(self._queues, answers.queues, key=lambda sample: sample.taken)
+            self.pipeline.judge_restored(answers._replace(queues=newest), last=last)
+        elif last:
+            self.pipeline.judge_restored(Answers(now, {}, QueueSnapshot()), last=True)
 
     def _ask(self) -> None:
         """Find out which of the tasks from before the restart are still there: in a queue or in a worker."""
@@ -162,19 +169,23 @@ class BrokerWatch:
         while self.sampler.snapshot.taken <= self._asked_since and time.monotonic() < deadline:
             if self._stopping.wait(0.2):
                 return
-        for pause in (*ASK_AGAIN, 0.0):
-            self._ask_workers()
-            if self._stopping.wait(pause) or not self.pipeline.restored:
+        for number, pause in enumerate((*ASK_AGAIN, 0.0)):
+            self._ask_workers(logging.DEBUG if number else logging.WARNING)
+            if self._stopping.wait(pause):
                 return
+            with self.pipeline.lock:
+                if not self.pipeline.restored:
+                    return
 
-    def _ask_workers(self) -> None:
+    def _ask_workers(self, level: int) -> None:
         snapshot, asked_at = self.sampler.snapshot, self._clock()
         try:
             tasks = tasks_held(self.config)
         except Exception as error:  # noqa: BLE001 - whatever a transport raises: heartbeats will tell, later
-            logger.warning("workers cannot be asked for the tasks from before the restart: %s", reason(error))
+            logger.log(level, "workers cannot be asked for the tasks from before the restart: %s", reason(error))
             return
-        self._answers = Answers(asked_at, tasks, snapshot if snapshot.taken > self._asked_since else QueueSnapshot())
+        queues = snapshot if snapshot.taken > self._asked_since else QueueSnapshot()
+        self._answers = Answers(asked_at, tasks, queues, self._clock())
 
     def _tell_sampler(self) -> None:
         """Let the sampler know of the queues and workers that the events told of."""

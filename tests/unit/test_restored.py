@@ -89,6 +89,18 @@ def test_who_answers_later_is_judged_then(before: Story) -> None:
     assert story.pipeline.restored is None
 
 
+def test_without_a_sample_of_the_queues_nothing_that_may_lie_there_is_judged(before: Story) -> None:
+    """What a worker put back when it was told to stop is in a queue that nobody has looked into yet."""
+    story = restarted(before)
+    story.pipeline.judge_restored(Answers(story.now, {"w1": frozenset({"busy"})}, QueueSnapshot()))
+    assert gauges(story)["tasks_waiting{t,q}"] == 2
+    assert story.pipeline.restored is not None
+    story.wait(10)
+    judge(story, "busy", queues={"q": QueueFacts(ready=0)})
+    assert list(story.table.live) == ["busy", "later"]
+    assert story.number(MISSED) == 2
+
+
 def test_who_never_answers_is_left_alone_in_the_end(before: Story) -> None:
     story = restarted(before)
     judge(story, queues={"q": QueueFacts(ready=0)}, answered=False)
