@@ -131,7 +131,16 @@ class QueuePublisher:
             surplus = max(surplus, self._too_heavy(client, key, length))
         if surplus <= 0:
             return 0
-        return len(client.rpop(failure.QUEUE, min(surplus, DROP_AT_ONCE)) or ())
+        return self._drop(client, min(surplus, DROP_AT_ONCE))
+
+    def _drop(self, client: Any, count: int) -> int:
+        try:
+            return len(client.rpop(failure.QUEUE, count) or ())
+        except self._connection.channel_errors:  # Redis before 6.2 takes one at a time
+            with client.pipeline(transaction=False) as pipe:
+                for _ in range(count):
+                    pipe.rpop(failure.QUEUE)
+                return sum(message is not None for message in pipe.execute())
 
     def _too_heavy(self, client: Any, key: str, length: int) -> int:
         try:

@@ -66,6 +66,27 @@ def test_redis_drops_the_oldest(valkey: RedisServer, monkeypatch: pytest.MonkeyP
     sender.close()
 
 
+@pytest.mark.parametrize("prefix", ["", "site:"])
+def test_an_old_redis_drops_the_oldest_too(valkey: RedisServer, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """RPOP takes a count from Redis 6.2 on; before, the list would grow for as long as nobody reads it."""
+    rpop = redis.Redis.rpop
+
+    def one_at_a_time(client: redis.Redis, name: str, count: int | None = None) -> Any:
+        if count is not None:
+            raise redis.ResponseError("wrong number of arguments for 'rpop' command")
+        return rpop(client, name)
+
+    monkeypatch.setattr(redis.Redis, "rpop", one_at_a_time)
+    monkeypatch.setattr(failure, "QUEUE_MESSAGES", 5)
+    sender = QueuePublisher(app_on(valkey.url, global_keyprefix=prefix))
+    assert sum(sender.publish(b"{}", str(number)) for number in range(5)) == 0
+    monkeypatch.setattr(failure, "QUEUE_MESSAGES", 2)
+    assert [sender.publish(b"{}", str(number)) for number in range(5, 7)] == [4, 1]
+    with redis.Redis.from_url(valkey.url) as client:
+        assert client.llen(prefix + failure.QUEUE) == 2
+    sender.close()
+
+
 def test_redis_is_capped_in_bytes(valkey: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few large messages are dropped as well as many small ones."""
     monkeypatch.setattr(failure, "QUEUE_BYTES", 100_000)
