@@ -61,9 +61,6 @@ def install(
 
     if not isinstance(app, Celery):
         raise TypeError(f"celeryscope.install() takes your Celery app, not {type(app).__name__}: install(app)")
-    # `celery.current_app` is a proxy: nothing weak can refer to it, and it is never identical with the app.
-    unwrap = getattr(app, "_get_current_object", None)
-    app = unwrap() if unwrap else app
     options = Options(
         environment, release, include_args, report_retries, report_throws, notify_eager, user_packages, redact
     )
@@ -71,6 +68,9 @@ def install(
 
 
 def _start_probes(app: Celery, failures: Options | None) -> None:
+    # `celery.current_app` is a proxy: nothing weak can refer to it, and it is never identical with the app.
+    unwrap = getattr(app, "_get_current_object", None)
+    app = unwrap() if unwrap else app
     # One guarded step for each probe, imported here and not above: `import celeryscope` must cost a worker nothing.
     from .monitor.guard import Guard
 

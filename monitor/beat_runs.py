@@ -26,7 +26,7 @@ RUN_HEADER = "celeryscope-beat-run"
 """Message header: what `write` makes of a dispatch."""
 
 PENDING = 1_000
-"""Most entries whose latest count waits to be told; further ones are dropped and counted."""
+"""Most entries whose latest count waits to be told; further ones are left out: beat itself told of them, too."""
 LONGEST = 1_000
 """Most characters of a header that is read: anybody may write headers."""
 IDLE = 60.0
@@ -77,7 +77,6 @@ class Teller:
         self._pending: dict[tuple[str, str], Fields] = {}
         self._sender: Sender | None = None
         self._pid = os.getpid()
-        self.dropped = 0
 
     def note(self, app: Celery, hostname: str, fields: Fields) -> None:
         """Have one run told soon, by an event of the worker `hostname`. Stores it and waits for nothing.
@@ -90,9 +89,8 @@ class Teller:
             return
         key = fields["boot"], fields["entry"]
         known = self._pending.get(key)
-        if known is None and len(self._pending) >= PENDING:
-            self.dropped += 1
-        elif known is None or _attempts(known) <= _attempts(fields):
+        room = known is not None or len(self._pending) < PENDING
+        if room and (known is None or _attempts(known) <= _attempts(fields)):
             self._pending[key] = fields
         # Not sooner: a thread about to end either sees what has just been stored, or is over by now.
         if self._sender is None or self._sender.over:

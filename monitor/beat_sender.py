@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from kombu.exceptions import EncodeError
+
 from .guard import Guard
 
 if TYPE_CHECKING:
@@ -201,8 +203,7 @@ class Sender:
         for kind, fields in self._poll():
             self._collect(0.0)
             self._send_backlog(line)
-            line.send(kind, fields)
-            self._sent_at = time.monotonic()
+            self._send(line, kind, fields)
         self._recovered()
 
     def _send_backlog(self, line: Line) -> None:
@@ -211,9 +212,16 @@ class Sender:
             with Guard("beat probe: making a report"):
                 message = self._backlog[0]()
             if message is not None:
-                line.send(*message)
-                self._sent_at = time.monotonic()
+                self._send(line, *message)
             self._backlog.popleft()
+
+    def _send(self, line: Line, kind: str, fields: Fields) -> None:
+        try:
+            line.send(kind, fields)
+        except EncodeError as error:  # no outage: the user's serializer would refuse it the next time as well
+            self.dropped += 1
+            logger.warning("celeryscope: a %s event cannot be serialized: %s", kind, _brief(error))
+        self._sent_at = time.monotonic()
 
     def _failed(self, error: Exception) -> None:
         if self._line is not None:
@@ -239,7 +247,7 @@ class Sender:
             self._collect(0.0)
             self._send_backlog(line)
             for kind, fields in self._poll():
-                line.send(kind, fields)
+                self._send(line, kind, fields)
         except Exception as error:  # noqa: BLE001 - the broker may go together with beat
             logger.debug("celeryscope: last beat events not sent: %s", _brief(error))
         finally:

@@ -17,7 +17,6 @@ NO_LIMITS = ("thread", "solo", "eventlet")
 VISIBILITY = {"redis": 3600.0, "sqs": 1800.0}
 """Kombu's default visibility timeouts, in seconds, of the transports that have one."""
 PICKLES = frozenset({"pickle", "application/x-python-serialize"})
-YAMLS = frozenset({"yaml", "application/x-yaml"})
 
 
 def startup_retry(facts: Facts) -> Iterable[Seen]:

@@ -13,6 +13,7 @@ from celery import Celery
 from celeryscope.monitor import beat_sender
 from celeryscope.monitor.beat_sender import Line, Sender, UnsupportedError
 from helpers import eventually
+from kombu.exceptions import EncodeError
 
 
 class FakeLine:
@@ -77,6 +78,24 @@ def test_reports_are_sent_in_order(line, make):
     for number in range(100):
         sender.put(report(number))
     eventually(lambda: numbers(line) == list(range(100)))
+
+
+def test_what_cannot_be_serialized_is_dropped_and_holds_up_nothing(line, make, caplog):
+    """A serializer of the user's own choice may refuse a value, and would refuse it each time."""
+    sender = make()
+    plain = line.send
+
+    def picky(kind: str, fields: dict[str, Any]) -> None:
+        if fields["n"] == 1:
+            raise EncodeError("hunter2 cannot be written")
+        plain(kind, fields)
+
+    line.send = picky
+    for number in range(3):
+        sender.put(report(number))
+    eventually(lambda: numbers(line) == [0, 2])
+    assert (sender.dropped, line.opened, line.closed) == (1, 1, 0)
+    assert "hunter2" not in caplog.text
 
 
 def test_what_a_broken_broker_did_not_take_is_sent_later(line, make):
