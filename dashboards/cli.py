@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..monitor.options import from_options, settings_options
-from .rules_cli import settled
+from .rules_cli import output_options, settled
 from .settings import BuildSettings, DashboardsSettings
 
 DEFAULT_OUT = Path("celeryscope-dashboards")
@@ -20,17 +20,10 @@ def dashboards_command() -> None:
 
 
 @dashboards_command.command("build")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_OUT,
-    show_default=True,
-    help="The folder to write into.",
-)
+@output_options(DEFAULT_OUT)
 @click.option(
     "--sketches", type=click.Path(path_type=Path, file_okay=False), help="A folder for a drawing of each board (SVG)."
 )
-@click.option("--check", is_flag=True, help="Write nothing; exit code 1 where a file is missing or out of date.")
 @settings_options(BuildSettings)
 @click.pass_context
 def build(context: click.Context, /, out: Path, sketches: Path | None, check: bool, **options: object) -> None:

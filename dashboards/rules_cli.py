@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,8 +12,9 @@ from ..monitor.options import from_options, settings_options
 from .thresholds import RulesSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+F = TypeVar("F", bound="Callable[..., Any]")
 DEFAULT_OUT = Path("celeryscope-rules")
 
 
@@ -60,6 +61,20 @@ def settled(folder: Path, wanted: Mapping[str, str], option: str, *, check: bool
     return bool(different)
 
 
+def output_options(default: Path) -> Callable[[F], F]:
+    """Return a decorator that adds `--out` and `--check`, as every command has that writes files."""
+
+    def decorate(command: F) -> F:
+        help_of_check = "Write nothing; exit code 1 where a file is missing or out of date."
+        command = click.option("--check", is_flag=True, help=help_of_check)(command)
+        folder = click.Path(path_type=Path, file_okay=False)
+        return click.option("--out", type=folder, default=default, show_default=True, help="The folder to write into.")(
+            command
+        )
+
+    return decorate
+
+
 def _text(path: Path) -> str | None:
     try:
         return path.read_bytes().decode("utf-8")
@@ -73,14 +88,7 @@ def rules_command() -> None:
 
 
 @rules_command.command("build")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_OUT,
-    show_default=True,
-    help="The folder to write into.",
-)
-@click.option("--check", is_flag=True, help="Write nothing; exit code 1 where a file is missing or out of date.")
+@output_options(DEFAULT_OUT)
 @settings_options(RulesSettings)
 @click.pass_context
 def build(context: click.Context, /, out: Path, check: bool, **options: object) -> None:
