@@ -7,6 +7,9 @@ import sys
 
 def main() -> int:
     """Run the command line and return its exit code."""
+    from .monitor.logs import cover_crashes
+
+    cover_crashes()
     try:
         from .cli import run
     except ModuleNotFoundError as error:

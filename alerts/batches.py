@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, field
 
-from .failure import OTHER, RETRY, VERSION
+from .failure import MESSAGE_LENGTH, OTHER, RETRY, TRACEBACK_LENGTH, VERSION
+from .redaction import MASK, Redactor
 
 LARGEST = 16 * 2**20
 """Bytes of a message; a full batch of the longest samples in the widest script stays below it."""
@@ -22,7 +23,15 @@ Fingerprint = Annotated[str, Meta(min_length=1, max_length=64)]
 Ident = Annotated[str, Meta(min_length=1, max_length=200)]
 
 # Built from numbers: in PostgreSQL a NUL cannot be stored, and direction overrides could disguise what people read.
-_UNSAFE = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+# U+009B, one of those from 128 on, begins an order to a terminal as ESC does.
+_UNSAFE = dict.fromkeys(
+    [*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+)
+
+
+_PROSE = {"message": MESSAGE_LENGTH, "traceback": TRACEBACK_LENGTH}
+"""What workers keep to; twice that is more than a worker sends."""
+_redactor = Redactor()
 
 
 class RejectedError(Exception):
@@ -133,6 +142,17 @@ def _read(raw: bytes) -> Batch:
     return _batch.decode(raw)
 
 
+def redacted(sample: Sample) -> Sample:
+    """Return the sample without secrets. Workers have done that already, but whoever can publish need be no worker."""
+    texts = {name: _redactor.text((getattr(sample, name) or "")[: 2 * length]) for name, length in _PROSE.items()}
+    given = {
+        name: {key: MASK if _redactor.secret(key) else _redactor.text(value) for key, value in pairs.items()}
+        for name in ("args", "kwargs")
+        if (pairs := getattr(sample, name))
+    }
+    return msgspec.structs.replace(sample, **texts, **given)
+
+
 def sample_text(sample: Sample) -> str:
     """Return a sample as JSON text, for the store."""
     return msgspec.json.encode(sample).decode()
@@ -154,6 +174,8 @@ def _tidy(entry: Entry) -> None:
         text = getattr(sample, name)
         if text:
             setattr(sample, name, tidy(text))
+    for name in ("args", "kwargs"):
+        setattr(sample, name, {tidy(key): tidy(value) for key, value in getattr(sample, name).items()})
     sample.task = tidy(sample.task)[:LONGEST_NAME] or OTHER
     sample.exception = tidy(sample.exception)[:LONGEST_NAME] or OTHER
     sample.environment = (sample.environment or "")[:LONGEST_NAME] or None

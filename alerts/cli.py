@@ -17,6 +17,7 @@ from ..monitor import logs
 from ..monitor.apps import broker_configs
 from ..monitor.broker import BrokerConfig, BrokerError
 from ..monitor.facts import Facts
+from ..monitor.masking import secrets_in
 from ..monitor.options import from_options, settings_options
 from ..monitor.settings import CommonSettings
 from ..monitor.sources import Source
@@ -77,6 +78,8 @@ def running(settings: AlerterSettings) -> Iterator[Alerter]:
         StoreError, BrokerError: it cannot start.
     """
     brokers = broker_configs(settings)
+    # An app may have brought URLs of its own.
+    logs.hide({secret for broker in brokers for secret in secrets_in(broker.url)})
     successes = SuccessWatch()
     alerter = make(settings, brokers, successes)
     sources = [Source(broker, successes) for broker in brokers]

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from . import store
-from .batches import Batch, Sample, sample_from, sample_text
+from .batches import Batch, Sample, redacted, sample_from, sample_text
 from .incidents import Incident, Tally, absorb, tallies
 from .policy import Plan
 from .store import Database
@@ -146,7 +146,7 @@ def incident_from(row: Any) -> Incident:
 
 def _changed(incident: Incident) -> dict[str, Any]:
     return {
-        "sample": sample_text(incident.sample),
+        "sample": sample_text(redacted(incident.sample)),
         "minutes": msgspec.json.encode(incident.minutes).decode(),
         **{name: getattr(incident, name) for name in ("count", "first", "last", "state", "resolved_at", "reopens")},
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
@@ -24,12 +23,6 @@ DEFAULT_STATE_DIR = Path("celeryscope-state")
 Duration = Annotated[float, Option("TIME", parse=routes.duration)]
 
 
-def _http(url: str) -> str:
-    if url and not url.startswith(("http://", "https://")):
-        raise ValueError("must be an address that starts with http:// or https://")
-    return url
-
-
 def _secret(raw: object) -> SecretStr:
     text = str(raw).strip()
     if not text or any(character.isspace() for character in text):
@@ -39,14 +32,8 @@ def _secret(raw: object) -> SecretStr:
 
 def _hook(raw: object) -> SecretStr:
     secret = _secret(raw)
-    _http(secret.get_secret_value())
+    values.confidential_address(secret.get_secret_value())
     return secret
-
-
-def _password(url: str) -> str:
-    with suppress(ValueError):
-        return urlsplit(url).password or ""
-    return ""
 
 
 def _route_tables(raw: object) -> Any:
@@ -55,7 +42,8 @@ def _route_tables(raw: object) -> Any:
     return raw
 
 
-Url = Annotated[str, Option("URL"), AfterValidator(_http)]
+Url = Annotated[str, Option("URL"), AfterValidator(values.web_address)]
+ApiUrl = Annotated[str, Option("URL"), AfterValidator(values.confidential_address)]
 
 
 class AlerterSettings(CommonSettings):
@@ -85,7 +73,7 @@ class AlerterSettings(CommonSettings):
         default="",
         description="Where to complain of a channel that cannot be posted to. Default: the channel of --slack-channel.",
     )
-    slack_base_url: Url = Field(default="", description="Another address of Slack's Web API, for tests and proxies.")
+    slack_base_url: ApiUrl = Field(default="", description="Another address of Slack's Web API, for tests and proxies.")
     flower_url: Url = Field(default="", description="Flower's address, for links.")
     grafana_url: Url = Field(default="", description="Grafana's address, for links.")
     runbook_url: Url = Field(default="", description="Where runbooks given by a bare name are.")
@@ -129,12 +117,10 @@ class AlerterSettings(CommonSettings):
         return GuardLimits(self.guard_incidents, self.guard_window)
 
     @property
-    def secrets(self) -> list[str]:
-        """What no log line may hold."""
-        found = [secret.get_secret_value() for secret in (self.slack_token, self.slack_webhook_url) if secret]
-        urls = [target.url for target in self.broker_url] + ([self.store] if self.store else [])
-        passwords = [_password(url.get_secret_value()) for url in urls]
-        return [*found, *filter(None, passwords)]
+    def secrets(self) -> set[str]:
+        """What no log line may hold; of a webhook the whole address."""
+        hook = self.slack_webhook_url
+        return super().secrets | ({hook.get_secret_value(), urlsplit(hook.get_secret_value()).path} if hook else set())
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Say which settings do not go together."""

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.error import URLError
+from urllib.request import Request
 
 from pydantic import SecretStr
 from slack_sdk import WebClient
@@ -75,6 +76,16 @@ def _silent() -> logging.Logger:
     return logger
 
 
+class _Client(WebClient):
+    """Slack's client; where an answer sends it elsewhere, the token does not go along."""
+
+    def _perform_urllib_http_request_internal(self, url: str, req: Request) -> dict[str, Any]:
+        # urllib follows redirects, also to another host, and takes all headers there but those that are marked so.
+        for name in [name for name in req.headers if name.lower() == "authorization"]:
+            req.add_unredirected_header(name, req.headers.pop(name))
+        return super()._perform_urllib_http_request_internal(url, req)
+
+
 class SlackWeb:
     """Slack's Web API with a bot token. `noted` is told the status of every call, for the metrics."""
 
@@ -83,7 +94,7 @@ class SlackWeb:
     def __init__(
         self, token: SecretStr, *, base_url: str | None = None, noted: Callable[[str], None], timeout: int = TIMEOUT
     ) -> None:
-        self._client = WebClient(
+        self._client = _Client(
             token.get_secret_value(),
             base_url=base_url or WebClient.BASE_URL,
             timeout=timeout,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 from msgspec import Struct, field
@@ -68,8 +68,9 @@ class Links:
         known = incident.task != OTHER
         links = [*self._flower(incident, known=known), *self._grafana(incident, now, known=known)]
         if runbook:
-            links.append(Link("Runbook", runbook if "://" in runbook else f"{self.runbooks.rstrip('/')}/{runbook}"))
-        return [link for link in links if link.url.startswith(("http://", "https://"))]
+            name = quote(runbook, safe="/#?&=%:+,.@~()")
+            links.append(Link("Runbook", runbook if "://" in runbook else f"{self.runbooks.rstrip('/')}/{name}"))
+        return [link for link in links if _presentable(link.url)]
 
     def _flower(self, incident: Incident, *, known: bool) -> list[Link]:
         pages = FlowerLinks(self.flower)
@@ -90,6 +91,16 @@ class Links:
             return [Link("Grafana", f"{base}/d/celery-overview?{urlencode(span)}")]
         names = {"var-task": incident.task, **({"var-queue": incident.sample.queue} if incident.sample.queue else {})}
         return [Link("Grafana", f"{base}/d/celery-task?{urlencode({**names, **span})}")]
+
+
+def _presentable(url: str) -> bool:
+    """Tell whether a link may be shown: a page of the web, that is where it looks to be, and nothing but an address."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    plain = url.isprintable() and not any(character in url for character in " <>\\\"'`|")
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
 
 
 def told(incident: Incident, plan: Plan, links: Links, now: float) -> Told:

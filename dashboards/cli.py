@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from ..monitor.flower import without_userinfo
 from ..monitor.options import from_options, settings_options
+from ..monitor.values import confidential_address
 from .rules_cli import output_options, settled
 from .settings import BuildSettings, DashboardsSettings
 
@@ -51,9 +53,18 @@ def push(dry_run: bool, **options: object) -> None:
     if not settings.grafana_url:
         raise click.ClickException("--grafana-url: say which Grafana (or set CELERYSCOPE_GRAFANA_URL)")
     token = settings.grafana_token.get_secret_value() if settings.grafana_token else ""
+    if token:
+        _warn_of_clear_text(settings.grafana_url)
     models = [rendered(board) for board in all_boards(settings.flower_url)]
     try:
         with pushing.connected(settings.grafana_url, token) as grafana:
             pushing.push(grafana, models, settings.grafana_folder, dry_run=dry_run, tell=click.echo)
     except pushing.PushError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _warn_of_clear_text(url: str) -> None:
+    try:
+        confidential_address(without_userinfo(url))
+    except ValueError as error:
+        click.echo(f"celeryscope: warning: --grafana-url: {error}", err=True)

@@ -6,15 +6,21 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from ..monitor import values
 from ..monitor.configuration import Option, Settings
+from ..monitor.flower import without_userinfo
 from .links import DEFAULT_FLOWER
 
 DEFAULT_FOLDER = "Celery"
 
 
-def _http(url: str) -> str:
-    if url and not url.startswith(("http://", "https://")):
-        raise ValueError("must be an address that starts with http:// or https://")
+def _page(url: str) -> str:
+    return values.web_address(url).rstrip("/")
+
+
+def _grafana(url: str) -> str:
+    # Unlike the addresses that links are made of, it may hold a user and a password.
+    values.web_address(without_userinfo(url))
     return url.rstrip("/")
 
 
@@ -25,7 +31,7 @@ def _token(raw: object) -> SecretStr:
     return SecretStr(text)
 
 
-Url = Annotated[str, Option("URL"), AfterValidator(_http)]
+Url = Annotated[str, Option("URL"), AfterValidator(_page)]
 
 
 class BuildSettings(Settings):
@@ -39,7 +45,9 @@ class BuildSettings(Settings):
 class DashboardsSettings(BuildSettings):
     """What `celeryscope dashboards push` is told as well."""
 
-    grafana_url: Url = Field(default="", description="Grafana's address, with the path it is served under.")
+    grafana_url: Annotated[str, Option("URL"), AfterValidator(_grafana)] = Field(
+        default="", repr=False, description="Grafana's address, with the path it is served under."
+    )
     grafana_token: Annotated[SecretStr | None, Option("TOKEN", parse=_token, secret=True)] = Field(
         default=None, description="Token of a service account that may write dashboards and folders (role Editor)."
     )

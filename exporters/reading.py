@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from ..monitor.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -85,4 +87,5 @@ def fetch(
         raise UnreadableError("wants a user and password: --user NAME, and the password in CELERYSCOPE_STATUS_PASSWORD")
     if answer.status_code != httpx.codes.OK:
         raise UnreadableError(f"answers {answer.status_code} {answer.reason_phrase}")
-    return answer.text
+    # Names on it are others' doing, and end on somebody's terminal.
+    return printable(answer.text)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from .masking import HIDDEN, masked
+from .masking import HIDDEN, masked, secrets_in
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,6 +76,21 @@ class Settings(BaseSettings):
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, what is wrong) for what only several settings together can tell."""
         yield from ()
+
+    @property
+    def secrets(self) -> set[str]:
+        """What nothing that is printed may hold: the passwords in URLs, and the secrets that are no URLs."""
+        found: set[str] = set()
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                secret = getattr(item, "url", item)
+                text = secret.get_secret_value() if isinstance(secret, SecretStr) else str(secret)
+                if "://" in text:
+                    found |= secrets_in(text)
+                elif isinstance(secret, SecretStr):
+                    found |= {text, text.partition(":")[2]}  # USER:PASSWORD
+        return found - {""}
 
 
 def option_of(field_info: FieldInfo) -> Option:
@@ -285,6 +300,8 @@ def _shown(value: object, option: Option) -> str:
     if isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value):
         value = " ".join(value)
     text = repr(value)
+    for secret in secrets_in(value) if isinstance(value, str) else ():
+        text = text.replace(repr(secret)[1:-1], HIDDEN)
     if not option.secret:
         text = masked(text)
         return text if len(text) <= 200 else text[:200] + "…"

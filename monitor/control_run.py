@@ -21,6 +21,7 @@ from .flower_actions import Action, FlowerError
 from .flower_client import FlowerClient, Worker
 from .flower_settings import ControlSettings
 from .masking import HIDDEN
+from .printable import printable
 
 TRIES = 3
 """Asking a worker about itself harms nobody, and a busy machine may be late."""
@@ -56,7 +57,7 @@ class Step:
     @property
     def message(self) -> str:
         """What came of it, in a line."""
-        return self.said if self.error is None else str(self.error)
+        return printable(self.said if self.error is None else str(self.error))
 
 
 def run(settings: ControlSettings, orders: Sequence[Order], *, yes: bool, dry_run: bool, as_json: bool) -> int:
@@ -213,7 +214,7 @@ def _confirmed(steps: Sequence[Step]) -> bool:
     if not steps:
         return True
     for step in steps:
-        click.echo(step.action.effect + (f" ({step.note})" if step.note else ""), err=True)
+        click.echo(printable(step.action.effect + (f" ({step.note})" if step.note else "")), err=True)
     try:
         return click.confirm("Do it?" if len(steps) == 1 else f"Do all {len(steps)}?", err=True)
     except click.Abort:
@@ -253,8 +254,8 @@ def _report(settings: ControlSettings, steps: Sequence[Step], *, as_json: bool) 
             # As every other error of ours, in one line.
             bad.print(Text("celeryscope: error: "), Text(step.message, style="red"), sep="")
             continue
-        more = f": {step.said}" + (f" ({step.note})" if step.note else "")
-        good.print(Text("✓ ", style="green"), Text(step.action.effect), Text(more, style="dim"), sep="")
+        more = printable(f": {step.said}" + (f" ({step.note})" if step.note else ""))
+        good.print(Text("✓ ", style="green"), Text(printable(step.action.effect)), Text(more, style="dim"), sep="")
         if step.action.caveat:
             good.print(Text(f"  {step.action.caveat}", style="yellow"))
 

@@ -9,6 +9,11 @@ from urllib.parse import quote, urlencode
 _USERINFO = re.compile(r"^([a-z]+://)[^/?#]*@", re.IGNORECASE)
 
 
+def without_userinfo(url: str) -> str:
+    """Return an address without the user and password in it."""
+    return _USERINFO.sub(r"\1", url)
+
+
 @dataclass(frozen=True)
 class FlowerLinks:
     """The pages of the Flower at `url`, which ends in its `url_prefix` where it has one; no address, no Flower.
@@ -29,7 +34,7 @@ class FlowerLinks:
     @property
     def base(self) -> str:
         """The address without what does not belong into a link."""
-        return _USERINFO.sub(r"\1", self.url).rstrip("/")
+        return without_userinfo(self.url).rstrip("/")
 
     def task(self, uuid: str) -> str:
         """Return the page of one task; it is 404 where Flower has not seen the task, or has evicted it."""

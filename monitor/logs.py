@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from .masking import HIDDEN, masked
+from .masking import HIDDEN, masked, spellings
+from .printable import printable
 
 if TYPE_CHECKING:
     from logging import LogRecord
+    from types import TracebackType
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 ROOT = "celeryscope"
@@ -34,7 +38,11 @@ class TextFormatter(logging.Formatter):
     def format(self, record: LogRecord) -> str:
         """Return the line, and the traceback where there is one."""
         record.part = _part(record)
-        return _without(self.secrets, super().format(record))
+        return _without(self.secrets, printable(super().format(record)))
+
+    def formatMessage(self, record: LogRecord) -> str:  # noqa: N802 - the standard library's name
+        """Return the line. What is quoted in it cannot begin a line that looks like one of ours."""
+        return super().formatMessage(record).replace("\n", "\n  ")
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,7 +63,7 @@ class JsonFormatter(logging.Formatter):
         content.update({key: value for key, value in vars(record).items() if key not in _STANDARD and key != "part"})
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
-        return _without(self.secrets, json.dumps(content, default=str, ensure_ascii=False))
+        return _without(self.secrets, printable(json.dumps(content, default=str, ensure_ascii=False)))
 
 
 def configure(
@@ -67,6 +75,7 @@ def configure(
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(TextFormatter(secrets) if form == "text" else JsonFormatter(secrets))
+    _hidden.update(secrets)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(logging.WARNING, LEVELS[level]))
@@ -75,13 +84,47 @@ def configure(
     logging.captureWarnings(capture=True)
 
 
+_hidden: set[str] = set()
+"""All secrets that this process has been told of: for its last words, which no formatter may be there for."""
+
+
+def hide(secrets: Collection[str]) -> None:
+    """Keep further secrets out of the log that is configured, and out of what a crash prints."""
+    _hidden.update(secrets)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, (TextFormatter, JsonFormatter)):
+            handler.formatter.secrets = _hideable({*handler.formatter.secrets, *secrets})
+
+
+def cover_crashes() -> None:
+    """Let errors that nobody expected, in any thread, reach stderr without secrets. For processes of ours alone."""
+
+    def thread_ended(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit:
+            _crashed(args.exc_type, args.exc_value, args.exc_traceback)
+
+    sys.excepthook = _crashed
+    threading.excepthook = thread_ended
+    sys.unraisablehook = lambda args: _crashed(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _crashed(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    ours = any(isinstance(h.formatter, (TextFormatter, JsonFormatter)) for h in logging.getLogger().handlers)
+    if ours and not issubclass(kind, KeyboardInterrupt):
+        logging.getLogger(ROOT).critical("an error that nobody expected", exc_info=(kind, error or kind(), trace))
+        return
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(_without(_hideable(_hidden), printable(text)))
+
+
 def _part(record: LogRecord) -> str:
     return record.name.removeprefix(ROOT + ".").removeprefix("monitor.")
 
 
 def _hideable(secrets: Collection[str]) -> list[str]:
     # The longest first, so that a password that holds another one goes as a whole; short ones would eat plain words.
-    return sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True)
+    written = {text for secret in secrets for text in spellings(secret)}
+    return sorted((text for text in written if len(text) >= 4), key=len, reverse=True)
 
 
 def _without(secrets: Collection[str], line: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 HIDDEN = "***"
 
@@ -12,8 +13,12 @@ _USERINFO = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://[^:/?#@\s]*:)(?P<secret
 # A lone userinfo is a user's name or a token: who reads it cannot know, so it is hidden as well.
 _TOKEN = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^:/?#\s'\"]+)@", re.IGNORECASE)
 _PARAMETER = re.compile(
-    r"(?P<start>[?&][a-z_]*(?:password|secret|token|key_id|access_key)=)(?P<secret>[^&\s'\"]*)", re.IGNORECASE
+    r"(?P<start>[?&][\w.-]*(?:password|passwd|passphrase|secret|token|credential|key_id|(?:access|api|account)[-_]?key|"
+    r"signature|sig)=)(?P<secret>[^&\s'\"]*)",
+    re.IGNORECASE,
 )
+# Of a text that is a URL and nothing else: a password that was not percent-encoded may hold quotes and blanks as well.
+_WHOLE = re.compile(r"\s*[a-z][a-z0-9+.-]*://[^:/?#@\s]*:(?P<secret>[^/?#]*)@", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
@@ -37,4 +42,14 @@ def secrets_in(url: str) -> set[str]:
         for pattern in (_USERINFO, _PARAMETER)
         for match in pattern.finditer(part)
     }
+    whole = _WHOLE.match(url)
+    if whole:
+        found.add(whole["secret"])
     return {text for secret in found if secret for text in (secret, unquote(secret))}
+
+
+def spellings(secret: str) -> set[str]:
+    """Return a secret in the ways in which a text may hold it: as it is, percent-encoded, escaped by Python or JSON."""
+    plain = {secret, unquote(secret), quote(secret, safe="")}
+    python = {repr(text)[1:-1] for text in plain} | plain
+    return python | {json.dumps(text, ensure_ascii=ascii_only)[1:-1] for text in python for ascii_only in (True, False)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .configuration import PREFIX, Settings, SettingsError, exposed, flag_of, load, option_of
+from .logs import hide
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -72,6 +73,7 @@ def from_options(
             result = load(settings, options=given, environ=environ, config=config, also_known=_known())
     except SettingsError as error:
         raise SettingsFault(error) from None
+    hide(result.secrets)
     for flag in exposed(settings, given):
         click.echo(
             f"celeryscope: warning: {flag}: a password on the command line can be read by everybody on this machine; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import SecretStr
+
+from .doctor.facts import is_internal, is_local
 
 NAME = re.compile(r"[a-z0-9_-]+")
 _NAMED = re.compile(r"(?P<name>[^=/:]*)=(?P<url>[a-zA-Z][a-zA-Z0-9+.-]*://.*)", re.DOTALL)
@@ -86,6 +89,47 @@ def _check_url(url: str) -> None:
                 readable_file(path)
             except ValueError as error:
                 raise ValueError(f"{key} {error}") from None
+
+
+def web_address(url: str) -> str:
+    """Check the address of a web page, without a password in it; an empty one stays empty."""
+    if not url:
+        return url
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must be an address that starts with http:// or https://")
+    host = _host(url)
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("must be without a user or password")
+    if not host or not url.isprintable() or any(character in url for character in " <>\\\"'"):
+        raise ValueError("must be an address with a host, and without blanks, quotes and backslashes")
+    return url
+
+
+def confidential_address(url: str) -> str:
+    """Check the address that a credential is sent to: https, unless it does not leave this machine or its network."""
+    web_address(url)
+    host = _host(url)
+    if url.startswith("http://") and not is_near(host):
+        raise ValueError(f"must start with https://: {host} would get the credential in clear text")
+    return url
+
+
+def is_near(host: str) -> bool:
+    """Tell whether a host is this machine, a private address, or a name that only one network knows."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return is_local(host) or is_internal(host)
+    return address.is_private and not address.is_unspecified
+
+
+def _host(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # reading it checks it
+    except ValueError as error:
+        raise ValueError(f"must be an address with a host and a port between 0 and 65535 ({error})") from None
+    return parts.hostname or ""
 
 
 def readable_file(raw: object) -> Path:

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.style import Style
 from rich.text import Text
 
+from ..printable import printable
 from .registry import DOCS, Severity
 from .verdict import Finding, Verdict, plural
 
@@ -36,7 +37,8 @@ class Item:
         """Wrap to the width that there is; commands and addresses are not broken at their hyphens."""
         width = min(options.max_width, WIDEST)
         indent = " " * len(self.name)
-        lines = textwrap.wrap(self.name + self.text, width, subsequent_indent=indent, break_on_hyphens=False)
+        # Names of tasks, queues and workers are others' doing.
+        lines = textwrap.wrap(self.name + printable(self.text), width, subsequent_indent=indent, break_on_hyphens=False)
         for number, line in enumerate(lines):
             text = Text(line, style=self.style)
             if number == 0 and not self.style:
