@@ -30,6 +30,7 @@ from .runs import (
     link,
     parse_eta,
 )
+from .silent_ends import likely_over, started_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +44,9 @@ HOLD = 1.0
 
 UNSENT_STREAK = 64
 """So many runs of a task in a row without a `task-sent`: its producers do not send any, holding is no use."""
+
+UNSENT_AT_ALL = 1_000
+"""So many runs of whatever tasks in a row: no producer sends any, also not for names that are new."""
 
 MOST_HELD = 50_000
 SWEEP_EVERY = 60.0
@@ -110,6 +114,7 @@ class RunStore:
         self._expiring: list[tuple[float, int, Run]] = []
         self._sequence = 0
         self._swept = 0.0
+        self._unsent = 0
 
     # --- entering and leaving ---------------------------------------------------------------------------------------
 
@@ -124,7 +129,10 @@ class RunStore:
         if task is not None and task != UNKNOWN:
             name = self.rows.names.get(task) or self.rows.name(task)
             name.unsent_streak += 1
-            if name.unsent_streak > (UNSENT_STREAK if not name.sent_runs else 100 * UNSENT_STREAK):
+            self._unsent += 1
+            if name.unsent_streak > (UNSENT_STREAK if not name.sent_runs else 100 * UNSENT_STREAK) or (
+                self._unsent > UNSENT_AT_ALL and not name.sent_runs
+            ):
                 name.runs += 1
                 return Run(uuid, self.rows.row(name, UNKNOWN), WAITING, None, retries, since=now)
         run = Run(uuid, Row(task or UNKNOWN, UNKNOWN), WAITING, None, retries, since=now, held=True)
@@ -277,10 +285,12 @@ class RunStore:
 
     def worker_back(self, host: Host) -> None:
         """A worker that was thought lost is heard again: its runs go on."""
-        for run in [run for run in self.orphans if run.host is host]:
+        back = [run for run in self.orphans if run.host is host]
+        for run in back:
             del self.orphans[run]
             run.state = STARTED
-            host.running[run] = None
+        # `started_by` looks for the newest at the end.
+        host.running = dict.fromkeys(sorted([*host.running, *back], key=lambda run: run.started_at))
 
     def holds_tasks(self, host: Host, now: float) -> bool:
         """Tell whether a worker has received tasks that it could have started by now and did not."""
@@ -304,20 +314,11 @@ class RunStore:
         The worker said that `active` tasks were under way at `at` (its own clock); what started earlier and still
         seems to run beyond that number has ended silently: `Ignore`, `send_events=False`, or a lost end event.
         """
-        if len(host.running) <= active:
-            return 0
-        return max(0, sum(1 for run in host.running if run.started_at <= at) - active)
+        return max(0, started_by(host.running, at) - active) if len(host.running) > active else 0
 
     def end_silently(self, host: Host, at: float, excess: int) -> None:
-        """End so many runs of a worker without an event.
-
-        Nobody knows which: from before a restart first, then tasks that end like this often, then old for their task.
-        """
-        candidates = sorted(
-            (run for run in host.running if run.started_at <= at),
-            key=lambda run: (run.since >= self.restored_at, *_speaks_for_running(run)),
-        )
-        for run in candidates[:excess]:
+        """End so many runs of a worker, that were under way at `at`, without an event."""
+        for run in likely_over(host.running, at, excess, self.restored_at):
             self.end_unheard(run, at)
 
     def end_unheard(self, run: Run, at: float) -> None:
@@ -381,12 +382,3 @@ class RunStore:
             host.reserved += 1
         elif run.state == STARTED:
             host.running[run] = None
-
-
-def _speaks_for_running(run: Run) -> tuple[float, float, float]:
-    row = run.row
-    started = row.counts[r.STARTED] or 1
-    histogram = row.histograms[r.RUNTIME_SUCCEEDED]
-    finished = sum(histogram[:-1]) if histogram else 0
-    typical = histogram[-1] / finished if histogram and finished else 0.0
-    return (-row.counts[r.SILENT_END] / started, typical, -run.started_at)

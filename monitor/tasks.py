@@ -80,7 +80,7 @@ class TaskTable(RunStore):
             if head.state != ENDED or head.outcome in NOT_AN_END:
                 first = head.first_sent or first
         row.counts[r.SENT] += 1
-        name.unsent_streak = 0
+        name.unsent_streak = self._unsent = 0
         name.runs += 1
         name.sent_runs += 1
         run = Run(uuid, row, WAITING, None, e.retries or 0, e.timestamp, first, since=now)
@@ -297,7 +297,7 @@ class TaskTable(RunStore):
     def _sent_late(self, run: Run, row: Row, e: TaskEvent) -> None:
         """A `task-sent` that was overtaken by the run's other events."""
         name = self.rows.name(row.task)
-        name.unsent_streak = 0
+        name.unsent_streak = self._unsent = 0
         name.sent_runs += 1
         row.counts[r.SENT] += 1
         run.available_at = e.timestamp

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from celeryscope.monitor.exceptions import exception_class
+from celeryscope.monitor.runstore import UNSENT_AT_ALL
 from stories import Story
 
 COUNTS = (
@@ -420,6 +421,27 @@ def test_an_unregistered_task_takes_its_name_from_the_exception() -> None:
         "failed{shop.gone,unknown}": 1,
         "exceptions{shop.gone,unknown,NotRegistered,failed}": 1,
     }
+
+
+def test_where_no_producer_sends_task_sent_new_names_are_not_held_either() -> None:
+    story = Story()
+    for i in range(UNSENT_AT_ALL):
+        story.task("received", f"id{i}", name=f"t{i % 20}", retries=0)
+    story.wait(1.1)
+    story.task("received", "new", name="new", retries=0)
+    assert counts(story)["received{new,unknown}"] == 1
+
+
+def test_one_task_sent_and_new_names_are_held_again() -> None:
+    """Some producers send it after all: what overtook its `task-sent` gets its queue."""
+    story = Story()
+    for i in range(UNSENT_AT_ALL + 1):
+        story.task("received", f"id{i}", name=f"t{i % 20}", retries=0)
+    story.wait(1.1)
+    story.run("other", name="other")
+    story.task("received", "new", name="new", retries=0)
+    story.task("sent", "new", "producer", name="new", queue="q", retries=0)
+    assert counts(story)["received{new,q}"] == 1
 
 
 def test_a_run_that_ends_without_an_event_is_ended_by_two_heartbeats() -> None:
