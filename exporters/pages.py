@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import logging
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import parse_qs
@@ -12,13 +11,21 @@ from urllib.parse import parse_qs
 from .. import __version__
 from .prometheus import OPENMETRICS, TEXT
 
+try:
+    from isal import isal_zlib as zlib
+
+    GZIP_LEVEL = 1
+except ImportError:  # there are no wheels of it for every machine
+    import zlib  # type: ignore[no-redef]
+
+    GZIP_LEVEL = 4
+"""Level 1 of isal compresses a metrics page in 0.4 ms a megabyte, as small as zlib's level 4 does in 3.6 ms (measured);
+zlib's level 1 takes two thirds of that and leaves a tenth more, level 6 takes twice as long."""
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger(__name__)
-
-GZIP_LEVEL = 4
-"""As cheap as level 1 on metrics pages (3 ms a megabyte, measured) and a tenth smaller; 6 costs three times that."""
 
 WORTH_COMPRESSING = 1_000
 """Bytes; a smaller body fits into one packet anyway."""

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..monitor.catalog import METRICS, Metric
 from ..monitor.facts import Buckets, Facts, Family, Labels
+from ..monitor.garbage import held_back
 from .text import Series, bound_text, header, pieces
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,9 @@ class Exposition:
 
     def render(self, *, openmetrics: bool = False) -> bytes:
         """Return the page in the text format 0.0.4, or in OpenMetrics 1.0."""
-        with self._lock:  # two scrapes at once would share the remembered lines
+        # Two scrapes at once would share the remembered lines. And what a scrape makes is gone at its end or stays for
+        # long: the garbage collector would find nothing, and take a third of the time (measured, 100 000 series).
+        with self._lock, held_back():
             chunks = list(self._chunks(openmetrics=openmetrics))
         return b"".join(chunks)
 
