@@ -1,0 +1,127 @@
+"""What the tests of our own processes' faults share: a monitor to stop and kill, its page, and what tasks wrote down."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from celery import Celery
+from celeryscope.exporters.reading import Page
+from helpers import Process, eventually, worker_argv
+
+APPS = Path(__file__).resolve().parent / "apps"
+
+
+class Scraped(Process):
+    """A process of ours that serves a page."""
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Return a page's status and text; (0, "") while nothing is served yet."""
+        found = re.search(r"serves (http://\S+)/metrics", self.output)
+        if found is None:
+            return 0, ""
+        try:
+            with urllib.request.urlopen(found[1] + path, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def page(self) -> Page:
+        return Page(self.get("/metrics")[1])
+
+    def ready(self) -> bool:
+        return self.get("/-/ready")[0] == 200
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.popen.wait(10)
+
+    def ended(self) -> str:
+        """End it as an orchestrator does, and return what it said."""
+        assert self.stop() == 0, self.output
+        assert "Traceback" not in self.output
+        return self.output
+
+
+def monitor(folder: Path, broker: str, *options: str | Path, name: str = "monitor", ready: bool = True) -> Scraped:
+    """A real `celeryscope monitor` that samples and saves often; ready when this returns, if so wished."""
+    often = ("--state-save-interval", "0.2", "--sample-interval", "0.5")
+    argv = [sys.executable, "-m", "celeryscope", "monitor", "--broker", broker, "--listen", "127.0.0.1:0"]
+    lives = len(list(folder.glob(f"{name}-*.log")))
+    process = Scraped([*argv, *often, *options], log=folder / f"{name}-{lives}.log", cwd=folder)
+    return started(process) if ready else process
+
+
+def started(process: Scraped) -> Scraped:
+    """Wait until it serves and hears the broker."""
+    try:
+        process.wait_for("serves http", 60)
+        eventually(process.ready, 60)
+    except BaseException:
+        process.stop()
+        raise
+    return process
+
+
+class Site:
+    """Somebody's Celery: workers of the app `exactly`, whose tasks write down what they really do."""
+
+    def __init__(self, folder: Path, broker: str) -> None:
+        self.folder = folder
+        self.truth = folder / "truth"
+        self.truth.touch()
+        self.env = {"BROKER": broker, "TRUTH": str(self.truth), "PYTHONPATH": str(APPS)}
+        self.app = Celery("producer", broker=broker, set_as_current=False)
+        self.app.conf.task_send_sent_event = True
+
+    def worker(self, name: str, env: Mapping[str, str] | None = None) -> Process:
+        """A worker of the queue of its name, ready when this returns."""
+        argv = worker_argv("exactly", "-E", "-P", "threads", "-c", "2", "-Q", name, "-n", f"{name}@h")
+        log = self.folder / f"{name}.log"
+        process = Process(argv, log=log, cwd=self.folder, env={**self.env, **(env or {})})
+        process.wait_for("ready.", 60)
+        return process
+
+    def send(self, task: str, count: int, queue: str) -> None:
+        with self.app.connection_for_write() as connection:
+            for _ in range(count):
+                self.app.send_task(f"exactly.{task}", queue=queue, connection=connection)
+
+    def count(self, kind: str, task: str) -> int:
+        lines = map(str.split, self.truth.read_text().splitlines())
+        return sum(what.partition(":")[0] == kind and name == f"exactly.{task}" for what, name, _ in lines)
+
+
+@contextmanager
+def site(folder: Path, broker: str) -> Iterator[Site]:
+    found = Site(folder, broker)
+    try:
+        yield found
+    finally:
+        found.app.close()
+
+
+def seen(page: Page, kind: str, task: str) -> float:
+    return page.total(f"celery_task_{kind}_total", task=f"exactly.{task}")
+
+
+def says(page: Page, name: str, worker: str) -> float | None:
+    """One number of one worker; None where the page has none."""
+    return page.largest(f"celery_worker_{name}", worker=f"{worker}@h")
+
+
+def accounted(page: Page, worker: str, **counts: int) -> bool:
+    """Whether the worker's own count, and the starts seen (by task) and missed of it, are exactly these."""
+    missed = counts.pop("missed", 0)
+    assert {task: seen(page, "started", task) for task in counts} == counts
+    assert says(page, "processed_total", worker) == sum(counts.values()) + missed
+    assert says(page, "starts_missed_total", worker) == missed
+    assert says(page, "starts_untracked_total", worker) == 0
+    return True
