@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1 << 20
 LAG = re.compile(rb"^celeryscope_event_lag_seconds (\S+)", re.MULTILINE)
+
+
+def resident(pid: int) -> int:
+    """Return the bytes of memory that a process occupies."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Look(NamedTuple):
