@@ -201,7 +201,11 @@ MONITOR = (
     _counter(
         "celeryscope_events_malformed_total", ("reason",), "Events or messages that could not be used, by reason."
     ),
-    _gauge("celeryscope_event_lag_seconds", (), "Publish to processing of the monitor's latest echo event."),
+    _gauge(
+        "celeryscope_event_lag_seconds",
+        (),
+        "Publish to processing of the monitor's own echo event; of one that is not back yet, its age, if that is more.",
+    ),
     _gauge("celeryscope_connected", (), "1 while the monitor's own echo comes back over its subscription."),
     _counter("celeryscope_reconnects_total", (), "Times the event connection was made anew after an outage."),
     _counter(

@@ -122,7 +122,7 @@ class Publisher:
 class Echo(Publisher):
     """Publishes `celeryscope-echo`, in Celery's own wire format, on the exchange that events come from.
 
-    `unanswered` counts the echoes published since one came back.
+    `unanswered` counts the echoes published since one came back, the first of them at `unanswered_since`.
     """
 
     what = "publish the monitor's own event"
@@ -132,9 +132,14 @@ class Echo(Publisher):
         self.every = every
         self.boot = boot
         self.unanswered = 0
+        self.unanswered_since: float | None = None
         self._clock = clock
         self._seq = 0
         self._hostname = f"celeryscope@{socket.gethostname()}"
+
+    def answered(self) -> None:
+        """Take note that an echo came back, or that none of those before can any more."""
+        self.unanswered, self.unanswered_since = 0, None
 
     def publish(self, connection: Connection) -> None:
         """Publish one echo; its `timestamp` is now."""
@@ -151,6 +156,7 @@ class Echo(Publisher):
             "type": ECHO_TYPE,
         }
         self.unanswered += 1
+        self.unanswered_since = self.unanswered_since or event["timestamp"]
         try:
             Producer(connection.default_channel, exchange=exchange, serializer="json", auto_declare=False).publish(
                 event,
@@ -162,6 +168,8 @@ class Echo(Publisher):
             )
         except BaseException:
             self.unanswered -= 1  # a publish that failed cannot come back
+            if self.unanswered <= 0:
+                self.answered()
             raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -31,7 +32,9 @@ STEADY = 5.0
 CONNECTED_FOR = 15.0
 """Seconds that an echo proves the subscription for."""
 ECHOES_LOST = 4
-"""Echoes that were published and did not come back, after which the subscription is made anew."""
+"""Echoes that were published and did not come back, after which the subscription is made anew if it is silent, too."""
+ECHOES_LATE = 60
+"""The same where events do come: they may be late, and a new subscription would lose all that is on its way."""
 SILENT_AFTER = 60.0
 FEED = 500
 """Most events in one `feed`, so that whoever waits for the sink's lock does not wait long."""
@@ -143,6 +146,7 @@ class Source:
         self._echo_heard: float | None = None
         self._echo_seen: EchoEvent | None = None
         self._echo_lost = False
+        self._events_at = -math.inf
 
     @property
     def subscribed(self) -> bool:
@@ -154,6 +158,14 @@ class Source:
         """True while our own echo comes back: the one proof that events reach us."""
         heard = self._echo_heard
         return self._up and heard is not None and time.monotonic() - heard < CONNECTED_FOR
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds that our own echo took; of one that is still under way, those since it was published, if more."""
+        since = self._echo.unanswered_since
+        if since is None or not self._up:
+            return self.echo_lag
+        return max(self._clock() - since, self.echo_lag or 0.0)
 
     @property
     def publish_failure(self) -> str | None:
@@ -199,6 +211,7 @@ class Source:
 
     def _listen(self, subscription: Subscription) -> None:
         """Feed the sink until the subscription breaks or we stop."""
+        self._events_at = -math.inf
         while not self._stopping.is_set():
             try:
                 events = subscription.take()
@@ -208,6 +221,7 @@ class Source:
                 self._went_down(error)
                 return
             if events:
+                self._events_at = time.monotonic()
                 self._deliver(events)
 
     def _retrying(self) -> Retrying:
@@ -231,7 +245,7 @@ class Source:
             logger.debug("closing a broken subscription failed", exc_info=True)
 
     def _came_up(self) -> None:
-        self._echo.unanswered = 0
+        self._echo.answered()
         self._echo.poke()
         if self._enabler:
             self._enabler.poke()
@@ -284,14 +298,15 @@ class Source:
         self.last_echo = now
         self.echo_lag = now - echo.timestamp
         self._echo_heard = time.monotonic()
-        self._echo.unanswered = 0
+        self._echo.answered()
         if self._echo_lost:
             self._echo_lost = False
             self._resume()
 
     def _check_echo(self) -> None:
         """Make the subscription anew where what we publish does not come back; log that as an outage, once."""
-        if self._echo.unanswered >= ECHOES_LOST:
+        silent = time.monotonic() - self._events_at > ECHOES_LOST * self._echo.every
+        if self._echo.unanswered >= (ECHOES_LOST if silent else ECHOES_LATE):
             self._echo_lost = True
             raise BrokerSilentError(
                 f"the monitor's own events do not come back: published on exchange {self.config.event_exchange!r}, "

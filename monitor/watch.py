@@ -137,8 +137,9 @@ class BrokerWatch:
 
     def tick(self, now: float) -> None:
         """Let time pass, and tell the pipeline of the lag: with much of it events get lost on the way."""
-        if self.source.echo_lag is not None:
-            self.pipeline.lag(self.source.echo_lag, now)
+        lag = self.source.lag
+        if lag is not None:
+            self.pipeline.lag(lag, now)
         self.pipeline.tick(now)
         if now - self._told >= TELL_EVERY:
             self._told = now
@@ -219,8 +220,9 @@ class BrokerWatch:
         yield self._family("celeryscope_events_malformed_total", [((why,), n) for why, n in malformed.items()])
         yield self._family("celeryscope_connected", [((), float(self.source.connected))])
         yield self._family("celeryscope_reconnects_total", [((), self.source.reconnects)])
-        if self.source.echo_lag is not None:
-            yield self._family("celeryscope_event_lag_seconds", [((), self.source.echo_lag)])
+        lag = self.source.lag
+        if lag is not None:
+            yield self._family("celeryscope_event_lag_seconds", [((), lag)])
 
     def _with_sampler(self, sample: Sample) -> Sample:
         """Add what the sampler turned away: queues that no event told of."""

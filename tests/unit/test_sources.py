@@ -12,7 +12,7 @@ import pytest
 from celeryscope.monitor.broker import BrokerConfig
 from celeryscope.monitor.echo import Echo
 from celeryscope.monitor.events import Decoder, Event, TaskEvent
-from celeryscope.monitor.sources import ECHOES_LOST, FEED, Source
+from celeryscope.monitor.sources import ECHOES_LATE, ECHOES_LOST, FEED, Source
 from helpers import eventually
 
 if TYPE_CHECKING:
@@ -160,6 +160,21 @@ def test_an_echo_that_never_comes_back_is_an_error_and_not_silence(
     assert source.echo_lag is not None
     assert 2 <= source.echo_lag < 30
     assert sink.states == [True, False, True]
+
+
+def test_an_echo_is_late_and_not_lost_where_events_come(source: Source, wire: Wire) -> None:
+    """A new subscription would lose all that is on its way; the lag says how late, and it does not last for ever."""
+    wire.pending.append([task(0)])
+    source.start()
+    eventually(lambda: not wire.pending)
+    source._echo.unanswered, source._echo.unanswered_since = ECHOES_LATE - 1, time.time() - 40
+    wire.pending += [[], []]
+    eventually(lambda: not wire.pending)  # it has looked at the echo since
+    assert wire.opened == 1
+    assert source.subscribed
+    assert 40 <= (source.lag or 0) < 70
+    source._echo.unanswered = ECHOES_LATE
+    eventually(lambda: wire.opened == 2)
 
 
 @pytest.mark.guard_swallows
