@@ -15,8 +15,9 @@ import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from celery import Celery
 from celeryscope.exporters.reading import Page
 from celeryscope.monitor.broker import BrokerConfig, connect, event_exchange
 from helpers import Process, eventually
@@ -25,6 +26,8 @@ from kombu import Connection, Producer
 PIECE = 4096
 QUEUED = 16
 """Pieces that the proxy holds for each direction of a line; beyond it the sender has to wait."""
+HEARD = 1 << 18
+"""The first bytes of each line that are kept, to see afterwards where it was cut."""
 
 
 class Proxy:
@@ -42,7 +45,7 @@ class Proxy:
         self.rate: float | None = None
         self.delay = 0.0
         self.lines = 0
-        self.cuts = 0
+        self.cut_lines: list[bytes] = []
         self._cut_at: tuple[int, bytes] | None = None
         self._open: set[_Line] = set()
         self._loop = asyncio.new_event_loop()
@@ -121,7 +124,6 @@ class Proxy:
             self._cut_at = (left - size, said)
             return None
         self._cut_at = None
-        self.cuts += 1
         return left
 
     async def _hold(self, on: bool) -> None:
@@ -134,10 +136,9 @@ class Proxy:
     async def _close(self) -> None:
         self._server.close()
         await self._cut_all()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        self.flowing.set()
+        while self._open:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0)  # transports close in the turn after
 
 
@@ -150,7 +151,7 @@ class _Line:
     def __init__(self, proxy: Proxy, near: Stream, far: Stream) -> None:
         self.proxy = proxy
         self.near, self.far = near, far
-        self.said = b""
+        self.said, self.heard = bytearray(), bytearray()
         for _, writer in (near, far):
             writer.transport.set_write_buffer_limits(high=0)
 
@@ -193,7 +194,7 @@ class _Line:
             with contextlib.suppress(OSError):
                 piece = b""
                 piece = await reader.read(PIECE)
-            if up and len(self.said) < 65536:
+            if up and len(self.said) < HEARD:
                 self.said += piece
             await pieces.put((time.monotonic(), piece))
 
@@ -206,8 +207,12 @@ class _Line:
         end = proxy.due_to_cut(self, len(piece)) if down else None
         whole = piece
         piece = piece[:end]
+        if down:
+            self.heard += piece[: HEARD - len(self.heard)]
         writer.write(piece)
         await writer.drain()
+        if end is not None:
+            proxy.cut_lines.append(bytes(self.heard))
         if proxy.rate and piece:
             await asyncio.sleep(len(piece) / proxy.rate)
         return bool(whole) and end is None
@@ -424,7 +429,15 @@ class Account(NamedTuple):
         )
 
 
-def balanced(monitor: MonitorProcess, truth: Callable[[], dict[str, int]], timeout: float = 60.0) -> Account:
+class Scraped(Protocol):
+    """A monitor, in a process of its own or in the test's."""
+
+    @property
+    def page(self) -> Page:
+        """What a scrape says."""
+
+
+def balanced(monitor: Scraped, truth: Callable[[], dict[str, int]], timeout: float = 60.0) -> Account:
     """Wait until seen + missed = really started, worker by worker and in all, and see that it stays so; return it.
 
     `truth` says what each worker has started, by its node name; nothing is started any more.
@@ -438,9 +451,12 @@ def balanced(monitor: MonitorProcess, truth: Callable[[], dict[str, int]], timeo
         return account
 
     eventually(equal, timeout, 0.2)
-    beats = monitor.total("celeryscope_events_total", type="worker-heartbeat")
-    more = 4 * len(truth())
-    eventually(lambda: monitor.total("celeryscope_events_total", type="worker-heartbeat") >= beats + more, 60, 0.2)
+
+    def heartbeats() -> float:
+        return monitor.page.total("celeryscope_events_total", type="worker-heartbeat")
+
+    goal = heartbeats() + 4 * len(truth())
+    eventually(lambda: heartbeats() >= goal, 60, 0.2)
     account = equal()
     assert account.untracked == 0
     assert account.malformed == 0
@@ -449,3 +465,15 @@ def balanced(monitor: MonitorProcess, truth: Callable[[], dict[str, int]], timeo
 
 def counts(fleet: Fleet) -> Callable[[], dict[str, int]]:
     return lambda: {member.name: member.started for member in fleet.members}
+
+
+def own_count(app: Celery, least: int = 0) -> Callable[[], dict[str, int]]:
+    """Ask the real workers of `app` what they have started, task by task: not by what their heartbeats say."""
+
+    def ask() -> dict[str, int]:
+        answers = app.control.inspect(timeout=3).stats() or {}
+        started = {worker: sum(stats["total"].values()) for worker, stats in answers.items()}
+        assert sum(started.values()) >= least, started
+        return started
+
+    return ask
