@@ -73,7 +73,8 @@ def stream(spec):
     names, served = pairs(spec)
     hosts = [f"celery@worker-{w:04d}" for w in range(spec.workers)]
     clocks = [1] * spec.workers
-    done = [0] * spec.workers
+    begun = [0] * spec.workers  # what heartbeats say: tasks started, and those of them that still run
+    active = [0] * spec.workers
     buffers = [[] for _ in hosts]
     kinds = [Counter() for _ in hosts]
     endings = [e for e, weight in ENDINGS for _ in range(weight)]
@@ -100,7 +101,7 @@ def stream(spec):
 
     def beat(w, kind, stamp):
         body = (
-            f'{head(w, stamp)}, "freq": 2.0, "active": {bits(3)}, "processed": {done[w]}, '
+            f'{head(w, stamp)}, "freq": 2.0, "active": {active[w]}, "processed": {begun[w]}, '
             f'"loadavg": [0.53, 0.48, 0.3], "sw_ident": "py-celery", "sw_ver": "5.7.0", '
             f'"sw_sys": "Linux", "timestamp": {stamp:.6f}, "type": "worker-{kind}"}}'
         )
@@ -148,11 +149,13 @@ def stream(spec):
             if end == "rejected":
                 yield w, end, f'"uuid": "{ident}", "requeue": false'
                 return
+            begun[w] += 1
+            active[w] += 1
             yield w, "started", f'"uuid": "{ident}"'
+            active[w] -= 1
             if end == "failed" or (end == "retried" and attempt == 0):
                 yield w, end, (f'"uuid": "{ident}", "exception": "{choice(EXCEPTIONS)}", "traceback": {TRACEBACK}')
             else:
-                done[w] += 1
                 yield (
                     w,
                     "succeeded",
