@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -15,10 +15,19 @@ LARGEST = 16 * 2**20
 """Bytes of a message; a full batch of the longest samples in the widest script stays below it."""
 
 LONGEST_NAME = 255
+LONGEST_SETTING = 500
+LONGEST_VALUE = 2_000
+MOST_VALUES = 50
+"""Of arguments, of times and of settings, each: workers send fewer, and who lies shall not fill the store."""
+MOST_ENTRIES = 1_000
+"""In one message, ten times what a worker puts into it."""
 
 # Anything outside is a lie or a broken clock.
 Timestamp = Annotated[float, Meta(gt=0, lt=1e11)]
 Count = Annotated[int, Meta(ge=1, le=10**9)]
+Dropped = Annotated[int, Meta(ge=0, le=10**9)]
+Retries = Annotated[int, Meta(ge=-(2**31), le=2**31)]
+Setting = bool | int | float | str | None
 Fingerprint = Annotated[str, Meta(min_length=1, max_length=64)]
 Ident = Annotated[str, Meta(min_length=1, max_length=200)]
 
@@ -58,14 +67,14 @@ class Sample(Struct, omit_defaults=True):
     release: str | None = None
     traceback: str | None = None
     frame: str | None = None
-    retries: int = 0
-    max_retries: int | None = None
+    retries: Retries = 0
+    max_retries: Retries | None = None
     gave_up: bool = False
     requeued: bool = False
     args: dict[str, str] = field(default_factory=dict)
     kwargs: dict[str, str] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)
 
     @property
     def retry(self) -> bool:
@@ -88,10 +97,10 @@ class Batch(Struct):
 
     v: int
     id: Ident
-    entries: list[Entry]
+    entries: Annotated[list[Entry], Meta(max_length=MOST_ENTRIES)]
     host: str = ""
     sent: float = 0.0
-    dropped: int = 0
+    dropped: Dropped = 0
 
     @property
     def failures(self) -> int:
@@ -102,6 +111,8 @@ class Batch(Struct):
 class _Version(Struct):
     v: int = 0
 
+
+T = TypeVar("T")
 
 _version = msgspec.json.Decoder(_Version)
 _batch = msgspec.json.Decoder(Batch)
@@ -150,7 +161,8 @@ def redacted(sample: Sample) -> Sample:
         for name in ("args", "kwargs")
         if (pairs := getattr(sample, name))
     }
-    return msgspec.structs.replace(sample, **texts, **given)
+    settings = {k: _redactor.text(v[:LONGEST_SETTING]) if isinstance(v, str) else v for k, v in sample.settings.items()}
+    return msgspec.structs.replace(sample, **texts, **given, settings=settings)
 
 
 def sample_text(sample: Sample) -> str:
@@ -170,13 +182,28 @@ def tidy(text: str) -> str:
 
 def _tidy(entry: Entry) -> None:
     sample = entry.sample
-    for name in ("message", "traceback", "uuid", "queue", "worker", "environment", "release", "frame"):
+    # As long as a worker makes them, at most: what is longer was made by somebody who lies.
+    for name in ("uuid", "root_id", "parent_id", "queue", "worker", "environment", "release", "frame"):
         text = getattr(sample, name)
-        if text:
-            setattr(sample, name, tidy(text))
-    for name in ("args", "kwargs"):
-        setattr(sample, name, {tidy(key): tidy(value) for key, value in getattr(sample, name).items()})
-    sample.task = tidy(sample.task)[:LONGEST_NAME] or OTHER
-    sample.exception = tidy(sample.exception)[:LONGEST_NAME] or OTHER
-    sample.environment = (sample.environment or "")[:LONGEST_NAME] or None
+        if text is not None:
+            setattr(sample, name, tidy(text[:LONGEST_NAME]) or None)
+    sample.kind = tidy(sample.kind[:LONGEST_NAME])
+    sample.message = tidy(sample.message[: 2 * MESSAGE_LENGTH])
+    sample.traceback = tidy(sample.traceback[-2 * TRACEBACK_LENGTH :]) if sample.traceback else None
+    sample.task = tidy(sample.task[:LONGEST_NAME]) or OTHER
+    sample.exception = tidy(sample.exception[:LONGEST_NAME]) or OTHER
     entry.fingerprint = tidy(entry.fingerprint)
+    sample.args, sample.kwargs = _cut(sample.args), _cut(sample.kwargs)
+    sample.times = dict(list(sample.times.items())[:MOST_VALUES])
+    sample.settings = _cut(sample.settings)
+
+
+def _cut(values: dict[str, T]) -> dict[str, T]:
+    kept = list(values.items())[:MOST_VALUES]
+    return {tidy(name[:LONGEST_NAME]): cast("T", _short(value)) for name, value in kept}
+
+
+def _short(value: object) -> object:
+    if isinstance(value, str):
+        return tidy(value[:LONGEST_VALUE])
+    return value if not isinstance(value, int) or abs(value) < 2**53 else None

@@ -118,9 +118,12 @@ class AlerterSettings(CommonSettings):
 
     @property
     def secrets(self) -> set[str]:
-        """What no log line may hold; of a webhook the whole address."""
-        hook = self.slack_webhook_url
-        return super().secrets | ({hook.get_secret_value(), urlsplit(hook.get_secret_value()).path} if hook else set())
+        """What no log line may hold; of a webhook the whole address, its path and the end of it, which is the key."""
+        if self.slack_webhook_url is None:
+            return super().secrets
+        url = self.slack_webhook_url.get_secret_value()
+        path = urlsplit(url).path
+        return super().secrets | ({url, path, path.rpartition("/")[2]} - {""})
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Say which settings do not go together."""

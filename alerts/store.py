@@ -161,8 +161,8 @@ class Database:
 
     @property
     def shown(self) -> str:
-        """The URL for people, without its password."""
-        return self.url.set(drivername=self.url.get_backend_name()).render_as_string(hide_password=True)
+        """The URL for people, without its passwords: there may be one among the options as well."""
+        return masked(self.url.set(drivername=self.url.get_backend_name()).render_as_string(hide_password=True))
 
     def register(self) -> None:
         """Note that this alerter runs; call it several times a minute.
@@ -251,7 +251,7 @@ def _url(text: str) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and url.database not in (None, "", ":memory:"):
         return url.set(drivername="sqlite+pysqlite")
-    raise StoreError(f"store {url.render_as_string()}: must be sqlite:////path/file.db or postgresql://…")
+    raise StoreError(f"store {masked(url.render_as_string())}: must be sqlite:////path/file.db or postgresql://…")
 
 
 def _private_file(path: Path) -> None:

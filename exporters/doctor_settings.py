@@ -36,7 +36,9 @@ class DoctorSettings(StatusSettings, BrokerSettings):
         default=(), description="A check that is left out, by its id; may be repeated."
     )
     flower_url: Annotated[str, Option("URL")] = Field(
-        default="", description="A Flower, to see whether it answers strangers."
+        default="",
+        repr=False,  # it may hold a password
+        description="A Flower, to see whether it answers strangers.",
     )
     grace_period: Annotated[float | None, Option("SECONDS"), Field(gt=0, allow_inf_nan=False)] = Field(
         default=None,

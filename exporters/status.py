@@ -37,7 +37,9 @@ class StatusSettings(Settings):
     section: ClassVar[str] = "status"
 
     status_url: Annotated[str, Option("URL", flag="--url")] = Field(
-        default="http://127.0.0.1:9808", description="The monitor to read; without a path its /metrics."
+        default="http://127.0.0.1:9808",
+        repr=False,  # it may hold a password
+        description="The monitor to read; without a path its /metrics.",
     )
     status_user: Annotated[str, Option("NAME", flag="--user")] = Field(
         default="", description="User for basic auth; the password comes from CELERYSCOPE_STATUS_PASSWORD."
