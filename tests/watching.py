@@ -55,7 +55,10 @@ class Alertmanager(Server):
 
 
 class Prometheus(Server):
-    """A Prometheus that scrapes `jobs` (name: address) every second and evaluates `rules` as often."""
+    """A Prometheus that scrapes `jobs` every second and evaluates `rules` as often.
+
+    `jobs` are addresses by name; more than one of a job have commas between them.
+    """
 
     def __init__(
         self, folder: Path, jobs: Mapping[str, str], rules: Sequence[Path] = (), alertmanager: str = ""
@@ -67,7 +70,8 @@ class Prometheus(Server):
             "rule_files": [str(path) for path in rules],
             "alerting": {"alertmanagers": targets},
             "scrape_configs": [
-                {"job_name": name, "static_configs": [{"targets": [address]}]} for name, address in jobs.items()
+                {"job_name": name, "static_configs": [{"targets": addresses.split(",")}]}
+                for name, addresses in jobs.items()
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
