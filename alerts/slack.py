@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import math
 import re
 import socket
 import ssl
@@ -22,7 +23,15 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.webhook import WebhookClient
 
 from . import slack_blocks
-from .delivery import GoneError, MisconfiguredError, Place, RateLimitedError, UncertainError, UnreachableError
+from .delivery import (
+    DeliveryError,
+    GoneError,
+    MisconfiguredError,
+    Place,
+    RateLimitedError,
+    UncertainError,
+    UnreachableError,
+)
 from .views import View
 
 TIMEOUT = 10
@@ -65,8 +74,11 @@ _HISTORY_UNKNOWN = {
 }
 
 
-class _RefusedError(Exception):
-    """Slack refuses what we made of it: say it again in plain text."""
+class _RefusedError(MisconfiguredError):
+    """Slack refuses what we made of it: say it again in plain text; where that is refused, only people can help."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code, "Slack refuses the message, in plain words too", one_channel=True)
 
 
 def _silent() -> logging.Logger:
@@ -112,7 +124,10 @@ class SlackWeb:
     def post(self, channel: str, view: View, message_id: str) -> Place:
         """Post a message with metadata that names it."""
         data = self._say("chat.postMessage", view, {"channel": channel, **_marked(message_id), **_QUIET})
-        return Place(str(data["channel"]), str(data["ts"]))
+        channel_id, ref = _ident(data.get("channel")), _ident(data.get("ts"))
+        if channel_id is None or ref is None:
+            raise UncertainError("strange_answer", "what answers does not say where the message is: is that Slack?")
+        return Place(channel_id, ref)
 
     def update(self, place: Place, view: View, message_id: str) -> None:
         """Replace what a message says."""
@@ -146,11 +161,11 @@ class SlackWeb:
             except RateLimitedError:
                 self._progress[channel_id] = (begun, cursor, found)
                 raise
-            for message in data.get("messages") or ():
-                message_id = _marked_id(message)
-                if message_id:
-                    found[message_id] = Place(channel_id, str(message["ts"]))
-            cursor = (data.get("response_metadata") or {}).get("next_cursor") or ""
+            for message in _tables(data.get("messages")):
+                message_id, ref = _marked_id(message), _ident(message.get("ts"))
+                if message_id and ref:
+                    found[message_id] = Place(channel_id, ref)
+            cursor = _cursor(data)
             if not cursor:
                 break
         return found
@@ -159,17 +174,17 @@ class SlackWeb:
         if _CHANNEL_ID.fullmatch(channel):
             return channel
         if channel.lstrip("#") not in self._ids:
-            self._ids = {name: str(info["id"]) for name, info in self._channels().items()}
+            self._ids = {name: str(info.get("id")) for name, info in self._channels().items()}
         return self._ids.get(channel.lstrip("#"))
 
-    def _channels(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
+    def _channels(self) -> dict[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
         cursor = ""
         for _ in range(_PAGES):
             query = {"types": "public_channel,private_channel", "limit": 1000, "cursor": cursor}
             data = self._call("conversations.list", query, form=True)
-            found.update({str(info.get("name")): info for info in data.get("channels") or ()})
-            cursor = (data.get("response_metadata") or {}).get("next_cursor") or ""
+            found.update({str(info.get("name")): info for info in _tables(data.get("channels"))})
+            cursor = _cursor(data)
             if not cursor:
                 break
         return found
@@ -178,13 +193,13 @@ class SlackWeb:
         """Try the token, its scopes and whether each channel exists and has the app in it."""
         try:
             self._call("auth.test", {}, form=True)
-        except (MisconfiguredError, UncertainError, UnreachableError, RateLimitedError) as error:
+        except DeliveryError as error:
             return [f"Slack token: {error}"]
         try:
             known = self._channels()
-        except MisconfiguredError as error:
+        except DeliveryError as error:
             return [f"Slack: channels cannot be checked: {error}"]
-        by_id = {str(info["id"]): info for info in known.values()}
+        by_id = {str(info.get("id")): info for info in known.values()}
         problems = []
         for channel in sorted(channels):
             info = by_id.get(channel) or known.get(channel.lstrip("#"))
@@ -210,8 +225,15 @@ class SlackWeb:
             failure = _failure(status, headers, code if status < 500 and len(code) < 60 else "")
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             failure = _unheard(error)
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ):  # slack_sdk's, over what is none of Slack's JSON
+            failure = UncertainError("strange_answer", "what answers does not speak like Slack")
         # Outside of the handlers: slack_sdk's errors carry the request with its token.
-        self._noted(getattr(failure, "status", "refused"))
+        self._noted(_status(failure))
         raise failure
 
 
@@ -263,7 +285,7 @@ class SlackWebhook:
             failure = _failure(answer.status_code, answer.headers, answer.body.strip()[:60])
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             failure = _unheard(error)
-        self._noted(getattr(failure, "status", "refused"))
+        self._noted(_status(failure))
         raise failure
 
 
@@ -275,10 +297,27 @@ def _marked(message_id: str) -> dict[str, Any]:
 
 
 def _marked_id(message: Mapping[str, Any]) -> str | None:
-    metadata = message.get("metadata") or {}
+    metadata = _table(message.get("metadata"))
     if metadata.get("event_type") != EVENT_TYPE:
         return None
-    return (metadata.get("event_payload") or {}).get("id")
+    return _ident(_table(metadata.get("event_payload")).get("id"))
+
+
+def _ident(said: object) -> str | None:
+    return said if isinstance(said, str) and said.isascii() and said.isprintable() and 0 < len(said) < 256 else None
+
+
+def _table(said: object) -> Mapping[str, Any]:
+    return said if isinstance(said, Mapping) else {}
+
+
+def _tables(said: object) -> list[Mapping[str, Any]]:
+    return [item for item in said if isinstance(item, Mapping)] if isinstance(said, list) else []
+
+
+def _cursor(data: Mapping[str, Any]) -> str:
+    cursor = _table(data.get("response_metadata")).get("next_cursor")
+    return cursor if isinstance(cursor, str) else ""
 
 
 def _channel_status(info: Mapping[str, Any] | None) -> str | None:
@@ -289,7 +328,11 @@ def _channel_status(info: Mapping[str, Any] | None) -> str | None:
     return None if info.get("is_member") else "not_in_channel"
 
 
-def _failure(status: int, headers: Mapping[str, Any], code: str) -> Exception:
+def _status(failure: DeliveryError) -> str:
+    return "refused" if isinstance(failure, _RefusedError) else failure.status
+
+
+def _failure(status: int, headers: Mapping[str, Any], code: str) -> DeliveryError:
     """Return what an answer that is not "ok" means."""
     if status == 429 or code in ("ratelimited", "rate_limited"):
         return RateLimitedError(_retry_after(headers))
@@ -307,7 +350,8 @@ def _failure(status: int, headers: Mapping[str, Any], code: str) -> Exception:
 def _retry_after(headers: Mapping[str, Any]) -> float:
     value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "1")
     try:
-        return min(max(float(value), 0.1), 3600.0)
+        seconds = float(value)
+        return min(max(seconds, 0.1), 3600.0) if math.isfinite(seconds) else 3600.0
     except (TypeError, ValueError):
         return 1.0
 

@@ -9,6 +9,8 @@ from typing import Protocol
 from ..monitor.events import Event, TaskEvent
 
 MOST_RUNS = 100_000
+LONGEST_NAME = 255
+"""Characters of a task's name, as the incident store keeps it."""
 
 
 class Successes(Protocol):
@@ -65,7 +67,7 @@ class SuccessWatch:
             # Remembered for every task: an incident may open while the run that will end it is under way.
             if len(self._names) >= self._most_runs:
                 del self._names[next(iter(self._names))]
-            self._names[event.uuid] = event.name
+            self._names[event.uuid] = event.name[:LONGEST_NAME]
         elif event.type == "task-succeeded":
             name = self._names.pop(event.uuid, None)
             if name in self._watched and name is not None:

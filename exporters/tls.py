@@ -183,8 +183,8 @@ def _file(inline: str | None, name: str | None, folder: Path, key: str, wrong: A
         path = folder / name
         try:
             path.open("rb").close()
-        except OSError as error:
-            raise wrong(key, f"cannot read {path}: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: no path at all
+            raise wrong(key, f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         yield str(path)
         return
     handle, temporary = tempfile.mkstemp()  # readable by this user only; OpenSSL takes files alone

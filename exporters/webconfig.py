@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import yaml
@@ -46,11 +46,14 @@ class HttpSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     headers: dict[str, str] | None = None
 
 
+Burst = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
 class RateSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """`rate_limit`: one request an interval, and so many at once."""
 
     interval: str | int = 0
-    burst: int = 0
+    burst: Burst = 0
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -193,7 +196,7 @@ class _Limiter:
 def _identity(path: Path) -> object:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path at all
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -204,6 +207,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
@@ -217,6 +222,10 @@ def _parse(path: Path) -> _File:
         raise WebConfigError(f"--web.config.file: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise WebConfigError(f"--web.config.file: {path} is not UTF-8 text") from None
+    except RecursionError:
+        raise WebConfigError(f"{path}: not YAML: nested too deeply") from None
+    except ValueError:  # of dates that do not exist, and of numbers without end
+        raise WebConfigError(f"{path}: holds a date or a number that is none") from None
     except yaml.YAMLError as error:
         # Not str(error): it quotes the file, and the file holds secrets.
         mark = getattr(error, "problem_mark", None)

@@ -146,7 +146,7 @@ class Chain:
             next_due = self.slots.after(self.anchor)
         self.first_due = self.due = next_due
         if self.due is not None and self.due < self.since:
-            self.due = self.slots.missed(self.due, self.since)[1]
+            self.due = self.slots.open_at(self.due, self.since)
         self.counted = 0
 
     def forgive(self, moment: float) -> None:
@@ -154,19 +154,23 @@ class Chain:
         self.since = max(self.since, moment)
         self.anchor_own = False
         if self.due is not None and self.due < self.since:
-            self.due = self.slots.missed(self.due, self.since)[1]
+            self.due = self.slots.open_at(self.due, self.since)
 
-    def confirm(self, horizon: float) -> None:
-        """Count as missed what must be: nothing was dispatched up to `horizon`, by the beat's clock."""
+    def confirm(self, horizon: float) -> int:
+        """Count as missed what must be: nothing was dispatched up to `horizon`, by the beat's clock.
+
+        Return how many slots were walked over one by one, which is what takes long.
+        """
         if self.due is None or not self.enabled or horizon <= self.due:
-            return
+            return 0
         if self._look[0] != self.due:
             self._look = (self.due, self.slots.after(self.due) or math.inf)
         if horizon < self._look[1]:
-            return
+            return 0
         count, self.due = self.slots.missed(self.due, horizon)
         self.missed += count
         self.counted += count
+        return count if self.slots.calendar else 0
 
     def awaits(self, sent: float) -> bool:
         """Tell whether a dispatch at that time may still be counted: it serves no slot that was judged already."""

@@ -127,7 +127,7 @@ class Layer:
         """Keep what the file at `path` holds, without the white space around it."""
         try:
             text = Path(str(path)).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # not UTF-8, or no path at all
             self.problems[name] = f"{origin}: cannot read {str(path)!r}: {_reason(error)}"
             return
         self.take(name, origin, text, option)
@@ -235,11 +235,14 @@ def _file_layer(
         return layer
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of broken TOML, and of numbers and nesting without end
         origin = "--config" if config else CONFIG_VARIABLE if named else "configuration file"
         layer.problems[str(path)] = f"{origin}: cannot read {str(path)!r}: {_reason(error)}"
         return layer
     own = content.pop(settings.section, {}) if settings.section else {}
+    if not isinstance(own, dict):
+        layer.problems[settings.section] = f"{settings.section} in {path}: must be a table: [{settings.section}]"
+        return layer
     _take_table(layer, settings, {**content, **own}, path, also_known)
     return layer
 
@@ -335,4 +338,6 @@ def _wording(detail: ErrorDetails) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

@@ -194,29 +194,38 @@ def _said_at(info: Mapping[str, Any]) -> float:
 
 
 def _worker(name: str, info: Mapping[str, Any], *, answered: bool) -> Worker:
-    stats = info.get("stats") or {}
-    pool = stats.get("pool") or {}
-    scaler = stats.get("autoscaler")
-    registered = (str(line).partition(" [") for line in info.get("registered") or ())
+    stats = _table(info.get("stats"))
+    pool = _table(stats.get("pool"))
+    scaler = _table(stats.get("autoscaler"))
+    registered = (str(line).partition(" [") for line in _list(info.get("registered")))
     processes = pool.get("processes")
+    active = info.get("active")
     worker: Worker = _converted(
         {
             "name": name,
             "answered": answered,
-            "queues": [queue["name"] for queue in info.get("active_queues") or ()],
+            "queues": [_table(queue).get("name") for queue in _list(info.get("active_queues"))],
             "tasks": {task: rest.rstrip("]") for task, _, rest in registered},
             # The pool's own limit stays what it was at the start, however it grows or shrinks.
             "slots": len(processes) if isinstance(processes, list) else pool.get("max-concurrency"),
-            "autoscale": {key: scaler[key] for key in ("min", "max")} if scaler else None,
-            "active": len(info["active"]) if "active" in info else None,
+            "autoscale": {key: scaler.get(key) for key in ("min", "max")} if scaler else None,
+            "active": len(active) if isinstance(active, list) else None,
         },
         Worker,
     )
     return worker
 
 
-def _task(uuid: str, info: Mapping[str, Any]) -> Task:
-    task: Task = _converted({**info, "uuid": uuid}, Task)
+def _table(said: object) -> Mapping[str, Any]:
+    return said if isinstance(said, Mapping) else {}
+
+
+def _list(said: object) -> list[Any]:
+    return said if isinstance(said, list) else []
+
+
+def _task(uuid: str, info: object) -> Task:
+    task: Task = _converted({**_table(info), "uuid": uuid}, Task)
     return task
 
 
@@ -230,7 +239,7 @@ def _text(answer: httpx.Response) -> str:
 def _json(answer: httpx.Response) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(answer.content)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # of msgspec, and of text that is no UTF-8
         content = None
     if not isinstance(content, dict):
         raise FlowerError("what answers at this address is not Flower's API: check the address and its url_prefix")

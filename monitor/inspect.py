@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .broker import connect
+from .labels import LONGEST
 from .queues import Answer, Topology, answered, is_noise, without
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ SILENCES = 3
 """Rounds without an answer after which what a worker said before no longer counts."""
 AT_A_TIME = 200
 MOST = 2_000
+MOST_QUEUES = 500
+MOST_SLOTS = 100_000
+"""Of one worker: one that claims more lies, and would drown what the others of its queues say."""
 
 
 class Rounds:
@@ -185,24 +190,24 @@ def replies(
 
     Kombu deletes the reply queue and its binding afterwards.
     """
-    from kombu.pidbox import Mailbox
+    from .replies import Mailbox
 
-    mailbox: Any = Mailbox(namespace, type="fanout", accept=["json"])(connection)
+    mailbox: Any = Mailbox(namespace)(connection)
     if not workers:
-        came = mailbox.multi_call(command, arguments, timeout=timeout)
-    else:
-        came = []
-        for start in range(0, len(workers), AT_A_TIME):
-            some = list(workers[start : start + AT_A_TIME])
-            came += mailbox.call(some, command, arguments, timeout=timeout)
-    return {worker: said for reply in came if isinstance(reply, dict) for worker, said in reply.items()}
+        return dict(mailbox.multi_call(command, arguments, timeout=timeout))
+    came: dict[str, Any] = {}
+    for start in range(0, len(workers), AT_A_TIME):
+        mailbox.asked = workers[start : start + AT_A_TIME]
+        came.update(mailbox.call(list(mailbox.asked), command, arguments, timeout=timeout))
+    return came
 
 
 def _queues(said: object) -> frozenset[str] | None:
     if not isinstance(said, list):
         return None
     names = (queue.get("name") for queue in said if isinstance(queue, dict))
-    return frozenset(name for name in names if isinstance(name, str) and not is_noise(name))
+    good = (name for name in names if isinstance(name, str) and not is_noise(name) and len(name) <= LONGEST)
+    return frozenset(islice(good, MOST_QUEUES))
 
 
 def _pool(said: object) -> tuple[int | None, str | None]:
@@ -211,7 +216,7 @@ def _pool(said: object) -> tuple[int | None, str | None]:
         return None, None
     slots, kind = pool.get("max-concurrency"), pool.get("implementation")
     return (
-        slots if isinstance(slots, int) and slots >= 0 else None,
+        slots if isinstance(slots, int) and not isinstance(slots, bool) and 0 <= slots <= MOST_SLOTS else None,
         # "prefork" of what reads celery.concurrency.prefork:TaskPool
-        kind.partition(":")[0].rpartition(".")[2] if isinstance(kind, str) else None,
+        kind.partition(":")[0].rpartition(".")[2][:LONGEST] if isinstance(kind, str) else None,
     )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 8.0
+LONGEST_NAME = 255
+"""Bytes; a longer one cannot be asked for, and to try costs the connection."""
 COLUMNS = (
     "name,exclusive,messages_ready,messages_unacknowledged,consumers,"
     "head_message_timestamp,backing_queue_status.priority_lengths"
@@ -63,7 +65,10 @@ class Management:
             self._client = self._open()
         reply = self._client.get(self._path, params={"columns": COLUMNS})
         reply.raise_for_status()
-        listed = reply.json()
+        try:
+            listed = reply.json()
+        except RecursionError:
+            raise ValueError(f"{self._path} is nested too deeply") from None
         if not isinstance(listed, list):
             raise ValueError(f"{self._path} did not return a list")  # noqa: TRY004 - the answer is wrong, not a type of ours
         return [queue for queue in listed if isinstance(queue, dict) and isinstance(queue.get("name"), str)]
@@ -137,6 +142,9 @@ class RabbitReader:
 
         facts: dict[str, QueueFacts] = {}
         for queue in queues:
+            if len(queue.encode(errors="replace")) > LONGEST_NAME:
+                self.problems.note("gone", queue, "no queue can have so long a name")
+                continue
             try:
                 told = self._open_channel().queue_declare(queue=queue, passive=True)
             except NotFound:
@@ -178,7 +186,7 @@ def from_api(queue: Mapping[str, Any]) -> QueueFacts:
     priorities = {}
     for priority, length in (lengths or {}).items() if isinstance(lengths, dict) else ():
         count = _count(length)
-        if count is not None and str(priority).isdigit():
+        if count is not None and str(priority) in _PRIORITIES:
             priorities[int(priority)] = count
     return QueueFacts(
         ready=_count(queue.get("messages_ready")),
@@ -190,5 +198,8 @@ def from_api(queue: Mapping[str, Any]) -> QueueFacts:
     )
 
 
+_PRIORITIES = frozenset(map(str, range(256)))
+
+
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53 else None

@@ -138,7 +138,7 @@ def read_tail(data: bytes) -> Tail | None:
     if data.startswith(b'"headers":'):
         try:
             message = _message.decode(b"{" + data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         headers, properties = message.headers, message.properties
         return Tail(
@@ -183,7 +183,7 @@ def _read_route(raw: bytes) -> Route:
 def _number(value: object) -> float | None:
     try:
         number = float(value) if isinstance(value, int | float | str) and value is not True else 0.0
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if 0 < number < 1e11 else None
 
@@ -229,14 +229,28 @@ class Bindings:
             found = {
                 queue
                 for bound, pattern, queue in self.tables.get(exchange, ())
-                if bound == key or (pattern and _matches(pattern, key))
+                if bound == key or (pattern and _matches(bound, key))
             }
             self._found[route] = found.pop() if len(found) == 1 else None
         return self._found[route]
 
 
-def _matches(pattern: str, key: str) -> bool:
-    try:
-        return re.match(pattern, key) is not None
-    except re.error:
-        return False
+def _matches(bound: str, key: str) -> bool:
+    """Tell whether a topic binding takes a routing key, as kombu's own pattern would.
+
+    That pattern lies in Redis beside the binding, where anybody may put one that a regular expression never ends on.
+    To kombu `#` is any text, and `*` any that does not end with a dot.
+    """
+    ends = {0}
+    for number, word in enumerate(bound.split(".")):
+        if number:
+            ends = {end + 1 for end in ends if key.startswith(".", end)}
+        if not ends:
+            return False
+        if word == "#":
+            ends = set(range(min(ends), len(key) + 1))
+        elif word == "*":
+            ends = {end for end in range(min(ends) + 1, len(key) + 1) if key[end - 1] != "."}
+        else:
+            ends = {end + len(word) for end in ends if key.startswith(word, end)}
+    return len(key) in ends

@@ -13,6 +13,7 @@ from .beats import BeatApp, Boot
 from .chains import Bounds, Chain, Report, Tally
 from .labels import OTHER
 from .ledger_facts import families
+from .slots import WALK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -54,6 +55,15 @@ class _Run(NamedTuple):
     app: str
     entry: str
     due: float | None
+
+
+def _confirm(app: BeatApp, horizon: float) -> None:
+    """Let the entries count what was missed; where that is much, it goes on with the next word or tick."""
+    walked = 0
+    for chain in app.chains.values():
+        walked += chain.confirm(horizon)
+        if walked > WALK:
+            return
 
 
 class Ledger:
@@ -138,8 +148,7 @@ class Ledger:
         leaders = app.leaders(now, self.hearing_since)
         confirmed = [b.confirmed for b in leaders if b.synced and b.confirmed is not None]
         if leaders and len(confirmed) == len(leaders):
-            for chain in app.chains.values():
-                chain.confirm(min(confirmed))
+            _confirm(app, min(confirmed))
 
     def listing(self, e: BeatEvent, now: float) -> None:
         """Take in one part of a beat's schedule; with the last part, drop the entries that are gone."""
@@ -313,8 +322,7 @@ class Ledger:
                 app.doubt(last)
             self._believe(app, last, list(last.testimony))
             moment = now - last.skew.seconds - REPORTED_WITHIN
-            for chain in app.chains.values():
-                chain.confirm(moment)
+            _confirm(app, moment)
         for boot in list(app.boots.values()):
             if boot is not last and now - boot.last_heard > FORGET_BEAT_AFTER:
                 app.forget_boot(boot)

@@ -16,6 +16,7 @@ from .catalog import METRICS, configured
 from .facts import Family
 from .garbage import held_back, sweep
 from .sources import check
+from .statecheck import check as check_state
 from .statefile import StateError, StateFile, encode
 from .watch import BrokerWatch
 
@@ -113,6 +114,7 @@ class Monitor:
         senseless = []
         for name in self.watches.keys() & state.keys():
             try:
+                check_state(state[name])
                 self.watches[name].load(state[name], now, crashed=file.crashed)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, an empty start beats none
                 senseless.append(f"broker {name!r}: {type(error).__name__}: {error}")

@@ -12,6 +12,12 @@ from zoneinfo import ZoneInfo
 WALK = 2_000
 """Most slots of a calendar schedule that are looked at in one go: a minutely entry's day and a half."""
 
+LOOK_BACK = 60.0
+"""Seconds before a moment in which its last slot is looked for first; then eight times as far, and so on."""
+
+SHORTEST = 1e-3
+"""Seconds: of a shorter interval than this beat itself keeps nothing, and who claims one gets no slots counted."""
+
 INSTANT = 1e-6
 """Seconds to which Celery's datetimes are exact: a slot may be served that much before its time."""
 
@@ -40,6 +46,10 @@ class Slots:
             count, due = count + 1, following
             following = self.after(due)
         return count, due
+
+    def open_at(self, due: float, moment: float) -> float:
+        """Return the last slot by `moment`, beginning with the slot `due`: what `missed` returns, without a count."""
+        return self.missed(due, moment)[1]
 
 
 class Interval(Slots):
@@ -85,6 +95,17 @@ class Calendar(Slots):
             return None
         return slot if slot > moment else None
 
+    def open_at(self, due: float, moment: float) -> float:
+        """As `Slots.open_at`, by a few looks back from `moment`: `due` may lie years before it."""
+        back = LOOK_BACK
+        while self.every is None and moment - back > due:
+            slot = self.after(moment - back)
+            if slot is not None and slot <= moment:
+                due = slot
+                break
+            back *= 8
+        return self.missed(due, moment)[1]
+
     def _is_slot(self, moment: float, last: datetime) -> bool:
         """Tell whether nothing remains at that moment: Celery 5.4 counts on the clock's face, newer ones real time."""
         self._moment = datetime.fromtimestamp(moment, self._zone)
@@ -129,6 +150,8 @@ def build(kind: str, spec: str, tz: str | None, every: float | None) -> Slots:
     day of week), solar (event, latitude, longitude), clocked (ISO 8601), or anything else.
     """
     try:
+        if kind in {"interval", "relative"} and not (every or 0.0) >= SHORTEST:
+            return UNKNOWN_SLOTS
         return _build(kind, spec, tz, every)
     except Exception:  # noqa: BLE001 - descriptions come over the wire: Celery may raise anything on a strange one
         return UNKNOWN_SLOTS

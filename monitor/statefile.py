@@ -18,6 +18,8 @@ logger = logging.getLogger("celeryscope.monitor.statefile")
 
 VERSION = 1
 MAGIC = b"celeryscope-state"
+LONGEST_VERSION = 9
+"""Digits; Python refuses to read some thousands of them."""
 CLEAN = b"clean\n"
 KEEP_DAMAGED = 3
 _DIGEST = hashlib.blake2b
@@ -47,14 +49,17 @@ def decode(content: bytes) -> Any:
     end = content.find(b"\n")
     header, payload = content[: max(end, 0)], memoryview(content)[end + 1 :]
     parts = header.split(b" ")
-    if len(parts) != 4 or parts[0] != MAGIC or not parts[1].isdigit():
+    if len(parts) != 4 or parts[0] != MAGIC or not parts[1].isdigit() or len(parts[1]) > LONGEST_VERSION:
         raise _DamagedError("it does not begin like a state file")
     version = int(parts[1])
     if version > VERSION:
         raise StateError(f"was written by a newer celeryscope (format {version}, this one reads up to {VERSION})")
     if parts[2] != b"%d" % len(payload) or parts[3] != _DIGEST(payload).hexdigest().encode():
         raise _DamagedError("its checksum does not match: it is torn or was changed")
-    return msgspec.msgpack.decode(payload, strict=False)
+    try:
+        return msgspec.msgpack.decode(payload, strict=False)
+    except (RecursionError, UnicodeDecodeError):
+        raise _DamagedError("it is nested too deeply, or holds text that is none") from None
 
 
 class StateFile:
