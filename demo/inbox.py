@@ -6,6 +6,7 @@ accepted a call. It checks Slack's limits, so that what passes here is not refus
 
 from __future__ import annotations
 
+import hmac
 import json
 import socket
 import struct
@@ -214,7 +215,8 @@ class Inbox:
                 if method == "webhook":
                     result = self._post({**arguments, "channel": self.channels[0].id})
                 else:
-                    if environ.get("HTTP_AUTHORIZATION") != f"Bearer {self.token}":
+                    given = str(environ.get("HTTP_AUTHORIZATION"))
+                    if not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
                         raise ApiError("invalid_auth")
                     handler = _METHODS.get(method)
                     if handler is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ FLOWER_METRICS = "Flower's /metrics"
 
 def is_local(host: str) -> bool:
     """Tell whether a host of a URL is this machine itself, whatever it may be called elsewhere."""
-    return host in ("", "localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("", "localhost")  # 127.0.0.1.example.com is none of ours
 
 
 def is_internal(host: str) -> bool:
