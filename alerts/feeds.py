@@ -123,14 +123,22 @@ class KombuFeed:
         """The connection's end gives back what was not acknowledged."""
 
 
-_TAKE = """
+# Out of memory, Redis refuses RPUSH to a script that has not written before; and who else would make room?
+_BACK = """
+local function back(tag)
+  local message = redis.call('HGET', KEYS[2], tag)
+  redis.call('ZREM', KEYS[3], tag)
+  if message then redis.call('RPUSH', KEYS[1], message) end
+  redis.call('HDEL', KEYS[2], tag)
+end
+"""
+_TAKE = (
+    _BACK
+    + """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[2], 'LIMIT', 0, 100)) do
-  local lost = redis.call('HGET', KEYS[2], tag)
-  if lost then redis.call('RPUSH', KEYS[1], lost) end
-  redis.call('HDEL', KEYS[2], tag)
-  redis.call('ZREM', KEYS[3], tag)
+  back(tag)
 end
 local taken = {}
 for number = 1, ARGV[1] do
@@ -147,14 +155,15 @@ redis.call('EXPIRE', KEYS[2], ARGV[6])
 redis.call('EXPIRE', KEYS[3], ARGV[6])
 return {redis.call('LLEN', KEYS[1]), taken}
 """
-_GIVE_BACK = """
+)
+_GIVE_BACK = (
+    _BACK
+    + """
 for _, tag in ipairs(ARGV) do
-  local message = redis.call('HGET', KEYS[2], tag)
-  if message then redis.call('RPUSH', KEYS[1], message) end
-  redis.call('HDEL', KEYS[2], tag)
-  redis.call('ZREM', KEYS[3], tag)
+  back(tag)
 end
 """
+)
 
 
 class _Properties(msgspec.Struct):

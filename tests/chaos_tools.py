@@ -114,6 +114,7 @@ class Proxy:
             await line.run()
         finally:
             self._open.discard(line)
+            line.over.set()
 
     def due_to_cut(self, line: _Line, size: int) -> int | None:
         """Return after how many of the next `size` bytes the line is to be cut, if it is."""
@@ -137,8 +138,7 @@ class Proxy:
         self._server.close()
         await self._cut_all()
         self.flowing.set()
-        while self._open:
-            await asyncio.sleep(0.01)
+        await asyncio.gather(*(line.over.wait() for line in list(self._open)))
         await asyncio.sleep(0)  # transports close in the turn after
 
 
@@ -152,6 +152,7 @@ class _Line:
         self.proxy = proxy
         self.near, self.far = near, far
         self.said, self.heard = bytearray(), bytearray()
+        self.over = asyncio.Event()
         for _, writer in (near, far):
             writer.transport.set_write_buffer_limits(high=0)
 
@@ -455,7 +456,7 @@ def balanced(monitor: Scraped, truth: Callable[[], dict[str, int]], timeout: flo
     def heartbeats() -> float:
         return monitor.page.total("celeryscope_events_total", type="worker-heartbeat")
 
-    goal = heartbeats() + 4 * len(truth())
+    goal = heartbeats() + 3 * len(truth())
     eventually(lambda: heartbeats() >= goal, 60, 0.2)
     account = equal()
     assert account.untracked == 0
@@ -468,10 +469,10 @@ def counts(fleet: Fleet) -> Callable[[], dict[str, int]]:
 
 
 def own_count(app: Celery, least: int = 0) -> Callable[[], dict[str, int]]:
-    """Ask the real workers of `app` what they have started, task by task: not by what their heartbeats say."""
+    """Ask the one real worker of `app` what it has started, task by task: not by what its heartbeats say."""
 
     def ask() -> dict[str, int]:
-        answers = app.control.inspect(timeout=3).stats() or {}
+        answers = app.control.inspect(timeout=10, limit=1).stats() or {}
         started = {worker: sum(stats["total"].values()) for worker, stats in answers.items()}
         assert sum(started.values()) >= least, started
         return started

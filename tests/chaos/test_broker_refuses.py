@@ -1,0 +1,145 @@
+"""A Redis that answers and refuses: out of memory, or read-only. Nobody is hurt, and no number is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from alerting import alerter_process, batch, entry, publish, told
+from celery import Celery
+from celeryscope.alerts.failure import OTHER, QUEUE
+from celeryscope.demo.inbox import Inbox
+from chaos_tools import MonitorProcess, balanced, own_count
+from helpers import Process, RedisServer, eventually, running, worker_argv
+from outboxes import batches, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APPS = Path(__file__).resolve().parent.parent / "apps"
+WAITS = "failures wait, the broker does not take them"
+FLOWS = "failures flow again"
+
+
+@pytest.fixture(name="server")
+def _server(tmp_path: Path) -> Iterator[RedisServer]:
+    (tmp_path / "server").mkdir()
+    server = RedisServer(tmp_path / "server")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(name="client")
+def _client(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture(name="inbox")
+def _inbox() -> Iterator[Inbox]:
+    inbox = Inbox()
+    inbox.start()
+    yield inbox
+    inbox.stop()
+
+
+def fill(client: redis.Redis) -> None:
+    """Let the server have no memory left: every command that could take more of it is refused."""
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", "1")
+    with pytest.raises(redis.exceptions.OutOfMemoryError, match="command not allowed"):
+        client.set("more", "x")
+
+
+def follow(client: redis.Redis, master: RedisServer) -> None:
+    """Make the server a read-only replica."""
+    client.replicaof("127.0.0.1", master.port)
+    eventually(lambda: client.info("replication")["master_link_status"] == "up", 30)
+    with pytest.raises(redis.exceptions.ReadOnlyError):
+        client.set("more", "x")
+
+
+class Gated:
+    """A real worker that holds `count` tasks, each of another kind, until the gate opens; then all of them fail."""
+
+    def __init__(self, folder: Path, server: RedisServer, count: int) -> None:
+        self.count = count
+        self.gate, self.truth = folder / "gate", folder / "truth"
+        self.truth.touch()
+        self.url = server.url
+        env = {"BROKER": server.url, "GATE": str(self.gate), "TRUTH": str(self.truth), "PYTHONPATH": str(APPS)}
+        argv = worker_argv("gated", "-c", "2", "-n", "w@gated", "-Q", "gated")
+        self.worker = Process(argv, log=folder / "worker.log", cwd=folder, env=env)
+
+    def fill(self, monitor: MonitorProcess) -> None:
+        """Send the tasks, and wait until the worker has them all."""
+        self.worker.wait_for("ready.", 60)
+        with Celery(broker=self.url, set_as_current=False) as app, app.connection_for_write() as connection:
+            for kind in range(self.count):
+                app.send_task(f"gated.task{kind}", queue="gated", connection=connection)
+        eventually(lambda: monitor.total("celery_task_received_total") == self.count, 60)
+
+    def ran(self) -> int:
+        return len(self.truth.read_text().splitlines())
+
+
+def test_out_of_memory_costs_the_worker_and_the_monitor_nothing(
+    server: RedisServer, client: redis.Redis, tmp_path: Path
+) -> None:
+    """Tasks fail as they would, the monitor sees each, and the outbox sends all it counted once there is room.
+
+    It keeps 1 000 kinds and counts the rest together: a worker's memory is bounded, and no failure is lost.
+    """
+    gated = Gated(tmp_path, server, 1_100)
+    with (
+        running(MonitorProcess(tmp_path, server.url)) as monitor,
+        running(gated.worker),
+        Celery(broker=server.url, set_as_current=False) as app,
+    ):
+        gated.fill(monitor)
+        eventually(lambda: list(monitor.page.samples("celery_worker_processed_total")), 60)
+        fill(client)
+        gated.gate.touch()
+        eventually(lambda: monitor.total("celery_task_failed_total") == gated.count, 60)
+        gated.worker.wait_for(WAITS)
+        assert gated.ran() == gated.count
+        assert monitor.ready()
+        assert monitor.total("celeryscope_reconnects_total") == 0
+        assert client.llen(QUEUE) == 0
+        client.config_set("maxmemory", "0")
+        gated.worker.wait_for(FLOWS, 60)
+        eventually(lambda: sum(found["count"] for found in entries(server.url)) == gated.count, 60)
+        found = entries(server.url)
+        others = [sample["count"] for sample in found if sample["sample"]["task"] == OTHER]
+        assert 0 < sum(others) <= 100
+        assert sum(message["dropped"] for message in batches(server.url)) == 0
+        account = balanced(monitor, own_count(app, gated.count))
+        assert (account.seen, account.missed) == (gated.count, 0)
+        assert gated.worker.running()
+        assert gated.worker.output.count(WAITS) == 1
+        for process in (monitor, gated.worker):
+            assert "celeryscope/" not in tracebacks(process)
+
+
+def tracebacks(process: Process) -> str:
+    """What a process printed in tracebacks, without those of the tasks themselves, which are raised by them."""
+    return "\n".join(line for line in process.output.splitlines() if line.startswith('  File "'))
+
+
+def test_the_alerter_empties_a_full_broker(
+    server: RedisServer, client: redis.Redis, inbox: Inbox, tmp_path: Path
+) -> None:
+    """It is who makes room: out of memory, it takes what waits and what a killed one had left, and tells of it."""
+    publish(server.url, [batch(entry("f1", 7, task="shop.charge")), batch(entry("f2", 5, task="shop.refund"))])
+    # One message was taken by an alerter that died over a minute ago.
+    lost = client.rpop(QUEUE)
+    client.hset("celeryscope.unacked", "gone-1", lost)
+    client.zadd("celeryscope.unacked_index", {"gone-1": 1.0})
+    fill(client)
+    with running(alerter_process(tmp_path, server.url, inbox)) as alerter:
+        eventually(lambda: sorted(map(told, inbox.top())) == [5, 7], 60)
+        eventually(lambda: client.llen(QUEUE) == client.hlen("celeryscope.unacked") == 0, 60)
+        assert "Traceback" not in alerter.output
+        assert "cannot be fetched" not in alerter.output
