@@ -16,6 +16,10 @@ EVENTS_OFF_AFTER = 3
 """So many heartbeats with growth and without any task event: the worker's events are off, nothing was lost."""
 
 
+CLOCK_SET = 5.0
+"""A heartbeat stamped so many seconds before the one before it: the worker's clock was set back."""
+
+
 class Starts:
     """The account of one boot of a worker. Totals go on over boots; `processed` None is not known.
 
@@ -76,7 +80,10 @@ class Starts:
             self._judge(host, watch, settle=False)
         host.starts += host.starts_after
         host.starts_after = 0
-        host.mark = max(host.mark, at)
+        # What was under way when the account began has arrived: from now on a start counts whatever its stamp says,
+        # for the worker's clock may be set back.
+        host.base_at = 0.0
+        host.mark = at if host.mark - at > CLOCK_SET else max(host.mark, at)
         self.processed = processed
         self.judged_at = now
 

@@ -24,7 +24,7 @@ def run_tasks(story: Story, n: int, *, seen: int | None = None, host: str = "w1"
         story.task("succeeded", uuid, host, runtime=0.1, pid=pid)
 
 
-def beats(story: Story, n: int, processed: int, host: str = "w1", **fields: int) -> None:
+def beats(story: Story, n: int, processed: int, host: str = "w1", **fields: float) -> None:
     for _ in range(n):
         story.wait(2)
         story.worker(host=host, active=0, processed=processed, **fields)
@@ -208,6 +208,28 @@ def test_first_seen_half_way_counts_from_there() -> None:
     run_tasks(story, 5)
     beats(story, 4, processed=1_000_005)
     assert story.number(MISSED, "w1") == 0
+
+
+@pytest.mark.parametrize("skew", [600.0, -600.0])
+def test_a_clock_that_is_set_costs_no_start_and_hides_none(skew: float) -> None:
+    """As when NTP comes late: stamps of later starts may lie before the account's beginning, and all of them count."""
+    story = Story()
+    story.worker("online", active=0, processed=0)
+    run_tasks(story, 5)
+    beats(story, 3, processed=5)
+    for number in range(1, 5):
+        for i in range(10):
+            story.task("started", f"{number}-{i}", at=skew)
+            story.task("succeeded", f"{number}-{i}", at=skew, runtime=0.1)
+        beats(story, 1, processed=5 + 10 * number, skew=skew)
+    beats(story, 3, processed=45, skew=skew)
+    assert (story.number(MISSED, "w1"), story.number(UNTRACKED, "w1")) == (0, 0)
+    story.pipeline.connection(up=True, now=story.now)
+    for number in range(1, 5):  # seven more are started, unseen, while others go on
+        story.task("started", f"more-{number}", at=skew)
+        story.task("succeeded", f"more-{number}", at=skew, runtime=0.1)
+        beats(story, 1, processed=52 + number, skew=skew)
+    assert story.number(MISSED, "w1") == 7
 
 
 @pytest.mark.parametrize("announced", [True, False])
