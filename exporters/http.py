@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cheroot import wsgi
 from cheroot.makefile import MakeFile
-from cheroot.server import HTTPConnection, HTTPRequest
+from cheroot.server import HeaderReader, HTTPConnection, HTTPRequest
 from cheroot.ssl import Adapter
 
 from ..monitor.values import Address
@@ -165,13 +165,38 @@ def _why(error: OSError | None) -> str:
     return known.get(error.errno or 0, error.strerror or str(error))
 
 
+class _Headers(HeaderReader):
+    """Refuses lines that others may read otherwise: continued ones, which are obsolete, and headers without a name."""
+
+    def __call__(self, rfile: Any, hdict: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+        """Read header lines up to the empty one."""
+        headers: dict[bytes, bytes] = super().__call__(_Strict(rfile), hdict)
+        return headers
+
+
+class _Strict:
+    def __init__(self, rfile: Any) -> None:
+        self._rfile = rfile
+
+    def readline(self, *args: Any) -> bytes:
+        line = bytes(self._rfile.readline(*args))
+        if line[:1] in (b" ", b"\t", b":"):
+            raise ValueError("Illegal header line.")
+        return line
+
+
 class _Request(HTTPRequest):
     """A request after which nothing is read that could be taken for another one."""
 
+    header_reader = _Headers()
+
     def read_request_headers(self) -> bool:
-        """Read the headers; with a chunked body, which nobody here reads, the connection ends with the response."""
+        """Read the headers; after a request that speaks of a body, which nobody here reads, the connection ends.
+
+        A proxy may find the end of such a request elsewhere than we do.
+        """
         readable: bool = super().read_request_headers()  # type: ignore[no-untyped-call]
-        if self.chunked_read:
+        if self.chunked_read or {b"Content-Length", b"Transfer-Encoding"} & set(self.inheaders):
             self.close_connection = True
         return readable
 
