@@ -37,7 +37,7 @@ def test_a_burst_of_failures_is_stored_to_the_last_one_and_told_in_a_few_calls(
 ) -> None:
     """The worker keeps kinds and not failures; Slack hears of the first few kinds, and of the rest in one message."""
     store = f"sqlite:///{tmp_path}/incidents.db"
-    argv = [sys.executable, ROOT / "tests/bench/storm.py", "--broker", valkey.url, "--count", str(failures)]
+    argv = [sys.executable, ROOT / "tests/bench/burst.py", "--broker", valkey.url, "--count", str(failures)]
     with (
         redis.Redis.from_url(valkey.url) as client,
         running(quick_alerter(tmp_path, valkey.url, inbox, store=store, guard=10)) as alerter,
