@@ -33,9 +33,7 @@ Ident = Annotated[str, Meta(min_length=1, max_length=200)]
 
 # Built from numbers: in PostgreSQL a NUL cannot be stored, and direction overrides could disguise what people read.
 # U+009B, one of those from 128 on, begins an order to a terminal as ESC does.
-_UNSAFE = dict.fromkeys(
-    [*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-)
+_UNSAFE = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
 
 _PROSE = {"message": MESSAGE_LENGTH, "traceback": TRACEBACK_LENGTH}
