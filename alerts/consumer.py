@@ -16,6 +16,7 @@ from . import failure
 from .batches import Batch, RejectedError, decode
 from .feeds import KEPT, Feed, Received, feed
 from .policy import backoff
+from .store import StoreError
 
 logger = logging.getLogger("celeryscope.alerter")
 
@@ -78,7 +79,8 @@ class OutboxConsumer:
 
     def _broken(self, error: Exception) -> None:
         self._failures += 1
-        self.waiting = None
+        if not isinstance(error, StoreError):
+            self.waiting = None  # where the store is away, the broker has answered, and failures do wait
         if self._down_since is None:
             self._down_since = self._clock()
             logger.warning("%s: failures cannot be fetched: %s", self.config.label, reason(error))

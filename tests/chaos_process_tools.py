@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from alerting import batch, entry, publish, told
 from celery import Celery
+from celeryscope.alerts import queries
+from celeryscope.alerts.store import Database
+from celeryscope.demo.inbox import TOKEN, Inbox
 from celeryscope.exporters.reading import Page
 from helpers import Process, eventually, worker_argv
 
@@ -125,3 +132,60 @@ def accounted(page: Page, worker: str, **counts: int) -> bool:
     told = {"processed": sum(counts.values()) + missed, "starts_missed": missed, "starts_untracked": 0}
     assert found == {**counts, **told}, found
     return True
+
+
+def alerter(folder: Path, broker: str, inbox: Inbox, *options: str | Path, name: str = "alerter") -> Scraped:
+    """A real `celeryscope alerter` that updates its messages at once, ready when this returns."""
+    lives = len(list(folder.glob(f"{name}-*.log")))
+    config = folder / "celeryscope.toml"
+    config.touch()
+    quick = ("--update-interval", "1", "--slack-base-url", inbox.api_url, "--slack-channel", "#general")
+    argv = [sys.executable, "-m", "celeryscope", "alerter", "--config", config, "--broker", broker, *quick]
+    process = Scraped(
+        [*argv, "--listen", "127.0.0.1:0", *options],
+        log=folder / f"{name}-{lives}.log",
+        cwd=folder,
+        env={"CELERYSCOPE_SLACK_TOKEN": TOKEN},
+    )
+    return started(process)
+
+
+class Stream:
+    """Failures of a few kinds all the time; some messages come twice, as from a worker that was in doubt."""
+
+    def __init__(self, url: str, kinds: int = 5, seed: int = 1) -> None:
+        self.url, self.kinds, self.dice = url, kinds, random.Random(seed)
+        self.made: dict[str, int] = {}
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        """Publish until the end of the context."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._flow, args=(done,))
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _flow(self, done: threading.Event) -> None:
+        while not done.wait(0.02):
+            kind, count = f"f{self.dice.randrange(self.kinds)}", self.dice.randrange(1, 5)
+            body = batch(entry(kind, count=count, task=f"shop.task{kind}"))
+            publish(self.url, [body] * self.dice.choice([1, 1, 1, 2]))
+            self.made[kind] = self.made.get(kind, 0) + count
+
+    def told_once(self, inbox: Inbox) -> bool:
+        """Whether people see each kind in one message, with all of its failures."""
+        assert sorted(map(told, inbox.top())) == sorted(self.made.values())
+        return True
+
+
+def stored(url: str) -> dict[str, int]:
+    """What the incident store holds, by fingerprint."""
+    database = Database(url, time.time)
+    try:
+        return {incident.fingerprint: incident.count for incident in queries.incidents(database, limit=1_000)}
+    finally:
+        database.engine.dispose()
