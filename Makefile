@@ -20,7 +20,7 @@ CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py d
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test check format format-check lint types imports sizes generated generate docs bench \
-	integration integration-packages compose-test soak oldest-env lock clean
+	bench-check integration integration-packages compose-test soak oldest-env lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -72,8 +72,11 @@ generate: $(VENV)/.complete ## write the generated files anew
 docs: $(VENV)/.complete ## the documentation as a site, in site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.complete ## speed and memory, as ratios against Celery's own receiver
+bench: $(VENV)/.complete ## every bar of speed and memory, measured, in one table (10 minutes)
 	$(BIN)/python tests/bench
+
+bench-check: $(VENV)/.complete ## whether something has become slower than in tests/bench/baseline.json (UPDATE=1 writes it)
+	$(BIN)/python tests/bench/check.py $(if $(UPDATE),--update)
 
 integration: $(VENV)/.complete oldest-env ## the tests that need servers of the system as well
 	$(PYTEST) -m "system and not soak and not compose" $(or $(TESTS),tests)

@@ -82,7 +82,8 @@ def run(scheduler: Scheduler, watch: Stopwatch | None) -> tuple[list[float], lis
     return ticks, ours
 
 
-def main() -> int:
+def measured() -> tuple[list[float], list[float], list[float]]:
+    """Return the milliseconds of each tick without the probe and with it, and of our share of the latter."""
     plain, _ = run(make_scheduler("plain")[1], None)
     _, scheduler = make_scheduler("probed")
     watch = Stopwatch()
@@ -92,15 +93,24 @@ def main() -> int:
     probe.attach()
     probed, ours = run(scheduler, watch)
     assert sum(count.dispatched for count in probe.counts.values()) == TICKS * ROUNDS, "not all were due"
+    scheduler.close()
+    return plain, probed, ours
+
+
+def worst_share(ours: list[float]) -> float:
+    """The same tick of each round does the same: its least cost is ours, the rest is this machine's noise."""
+    return max(min(ours[tick::TICKS]) for tick in range(TICKS))
+
+
+def main() -> int:
+    plain, probed, ours = measured()
     for name, ticks in (("without", plain), ("with", probed)):
         rank = sorted(ticks)
         print(
             f"{name:8} probe: median tick {statistics.median(rank):.3f} ms, 99 % {rank[int(len(rank) * 0.99)]:.2f} ms"
         )
-    # The same tick of each round does the same: its least cost is ours, the rest is this machine's noise.
-    worst = max(min(ours[tick::TICKS]) for tick in range(TICKS))
+    worst = worst_share(ours)
     print(f"our share of a tick: median {statistics.median(ours):.3f} ms, worst {worst:.3f} ms (promised: {PROMISE:g})")
-    scheduler.close()
     return 0 if worst < PROMISE else 1
 
 

@@ -3,6 +3,7 @@
     bench.py throughput --sut 'mine=COMMAND' --count 'mine=REGEX' [stream options]
     bench.py scrape     --sut ...        # cost of GET /metrics at three cardinalities
     bench.py memory     --sut ...        # resident memory as tasks pass
+    bench.py beside     --sut ...        # the same monitor, scraped each second and not
     bench.py burst      --sut ...        # open loop, Redis's default output buffer limit
 
 COMMAND has {redis} and {port} filled in.  Systems can be kept in a TOML file
@@ -23,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -336,9 +338,13 @@ def monitored(system, args, limit="0 0 0"):
 
 def throughput(system, args):
     with monitored(system, args) as m:
-        if args.warm:
-            feed(m, Spec(**{**vars(spec_from(args)), "events": args.warm, "seed": 99}), args)
-        return feed(m, spec_from(args), args, rate=args.rate, backlog=args.backlog)
+        spec = spec_from(args)
+        warm = {**vars(spec), "events": args.warm, "seed": 99}
+        if args.known:  # pairs of name and worker are gone through in turn: each name runs so often
+            warm |= {"events": args.known * spec.tasks * (4 if spec.sent else 3), "cover": True, "only_success": True}
+        if warm["events"]:
+            feed(m, Spec(**warm), args)
+        return feed(m, spec, args, rate=args.rate, backlog=args.backlog)
 
 
 def scrapes(monitor, budget=4.0, most=50):
@@ -399,6 +405,37 @@ def burst(system, args):
         return feed(m, spec_from(args), args, rate=args.rate, backlog=0)
 
 
+@contextlib.contextmanager
+def scraped(monitor, every):
+    """Meanwhile ask for /metrics at once and then every so many seconds, as Prometheus does."""
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            monitor.scrape()
+            stop.wait(every)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def beside(system, args):
+    """One monitor, --parts streams: every other one while it is scraped each second."""
+    rows = []
+    with monitored(system, args) as m:
+        for part in range(args.parts + 1):
+            spec = Spec(**{**vars(spec_from(args)), "seed": part})
+            with scraped(m, 1.0) if part % 2 else contextlib.nullcontext():
+                row = feed(m, spec, args)
+            rows += [row | {"tasks": ("quiet", "scraped")[part % 2]}] if part else []  # the first one warms up
+    return rows
+
+
 # --- the command line ----------------------------------------------------------
 
 
@@ -452,7 +489,7 @@ def free_port():
 def main(argv=None):
     """Measure and print; the runs by system, for whoever wants more of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("throughput", "scrape", "memory", "burst"))
+    parser.add_argument("what", choices=("throughput", "scrape", "memory", "beside", "burst"))
     parser.add_argument("--sut", action="append", required=True, metavar="NAME[=COMMAND]")
     parser.add_argument("--file", action="append", default=[str(HERE / "suts.toml")], help="more systems, as TOML")
     parser.add_argument("--count", action="append", default=[], metavar="NAME=REGEX")
@@ -461,6 +498,7 @@ def main(argv=None):
     parser.add_argument("--rate", type=float, default=0, help="task events a second; 0: as fast as read")
     parser.add_argument("--backlog", type=int, default=4 << 20)
     parser.add_argument("--warm", type=int, default=5000, help="task events before the clock starts")
+    parser.add_argument("--known", type=int, default=0, help="instead: let each task name run so often before")
     parser.add_argument("--parts", type=int, default=10, help="memory: steps")
     parser.add_argument(
         "--levels",
@@ -486,7 +524,9 @@ def main(argv=None):
         os.sched_setaffinity(0, {args.redis_cpu})
 
     chosen, runs = systems(args), {}
-    measure = {"throughput": throughput, "scrape": scrape, "memory": memory, "burst": burst}[args.what]
+    measure = {"throughput": throughput, "scrape": scrape, "memory": memory, "beside": beside, "burst": burst}[
+        args.what
+    ]
     for number in range(args.rounds):
         for system in chosen:
             try:
@@ -527,6 +567,7 @@ def main(argv=None):
                 "died",
                 "runs",
             ],
+            "beside": ["sut", "tasks", "events_s", "cpu_s_per_million", "rss_peak_mb", "lost", "runs"],
             "burst": ["sut", "events", "mb", "events_s", "publish_s", "counted", "lost", "connected", "died", "runs"],
             "scrape": [
                 "sut",

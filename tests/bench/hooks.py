@@ -2,8 +2,8 @@
 
 python tests/bench/hooks.py
 
-Promised: under 100 µs a failing task, and nothing that can be measured for one that succeeds. The outbox's thread is
-counted, too: process time is everybody's.
+Promised: under 1 ms a failing task, and nothing that can be measured for one that succeeds. We hold ourselves to 100 µs
+where failures are of 30 kinds. The outbox's thread is counted, too: process time is everybody's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from celery.worker.request import Request, create_request_cls
 from celeryscope.alerts import hooks
 
 ROUNDS, TASKS = 30, 500
-PROMISE = 100.0
+PROMISE, PROMISE_EACH_ANOTHER, NOTHING = 100.0, 1_000.0, 1.0
 
 FRAMES = "".join(
     f'  File "/srv/app/shop/level{n}.py", line {n}, in step_{n}\n    return step_{n + 1}(order, card)\n'
@@ -78,7 +78,27 @@ def succeeds(request, info):
     request.on_success((0, "result", 0.1))
 
 
-def main() -> int:
+def fail_in_hooks(url, failures, kinds):
+    """Call the hooks that a worker calls for a failed task; give the number of each failure."""
+    app = Celery("hooked", broker=url, set_as_current=False)
+
+    @app.task(shared=False, name="storm.hooked")
+    def hooked(order):
+        pass
+
+    reporter = hooks.connect(app)
+    task = app.tasks["storm.hooked"]
+    pool = SimpleNamespace(apply_async=None)
+    kind = create_request_cls(hooks.reporting(Request), task, pool, "w@h", None, app=app)
+    for number in range(failures):
+        request_of(kind, app, task).on_failure(failure_of(number, kinds), return_ok=True)
+        yield number
+    reporter.outbox.flush(60)
+    app.close()
+
+
+def paid():
+    """For each case its title, the least µs a task without and with the hook, and the median difference."""
     app = Celery("bench", broker="memory://", set_as_current=False)
     reporter = hooks.connect(app)
     reporter.outbox._connect = Sink
@@ -92,7 +112,6 @@ def main() -> int:
     plain, hooked = (
         create_request_cls(kind, task, pool, "w@h", None, app=app) for kind in (Request, hooks.reporting(Request))
     )
-    kept = True
     for title, call, kinds in (
         ("succeeds", succeeds, 1),
         ("fails, one kind", fails, 1),
@@ -104,11 +123,17 @@ def main() -> int:
             without.append(round_of(plain, app, task, call, kinds))
             reporter.outbox._full.clear()  # so that every round pays for full samples
             with_hook.append(round_of(hooked, app, task, call, kinds))
-        paid = statistics.median(b - a for a, b in zip(without, with_hook, strict=True))
-        print(f"{title:26} {min(without):6.1f} µs without, {min(with_hook):6.1f} with, median difference {paid:+.1f}")
-        if title == "fails, 30 kinds":
-            kept = paid < PROMISE
-    return 0 if kept else 1
+        difference = statistics.median(b - a for a, b in zip(without, with_hook, strict=True))
+        yield title, min(without), min(with_hook), difference
+
+
+def main() -> int:
+    differences = {}
+    for title, without, with_hook, difference in paid():
+        print(f"{title:26} {without:6.1f} µs without, {with_hook:6.1f} with, median difference {difference:+.1f}")
+        differences[title] = difference
+    kept = differences["succeeds"] < NOTHING and differences["fails, 30 kinds"] < PROMISE
+    return 0 if kept and differences["fails, each another kind"] < PROMISE_EACH_ANOTHER else 1
 
 
 if __name__ == "__main__":

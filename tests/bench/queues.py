@@ -96,11 +96,34 @@ def main() -> None:
             server.stop()
 
 
+def measured_quiet() -> float:
+    """The milliseconds of the monitor's processor time that a sample takes where nothing happens between two."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = RedisServer(Path(folder))
+        try:
+            client = redis.Redis.from_url(server.url)
+            fill(client)
+            sampler = sampler_of(server)
+            sampler.sample(time.time())
+            while sampler._reader._index.unresolved:
+                sampler.sample(time.time())
+            quiet = measured(client, lambda: sampler.sample(time.time()))
+            sampler.close()
+            return quiet[0]
+        finally:
+            server.stop()
+
+
+def sampler_of(server: RedisServer):
+    sampler = open_sampler(BrokerConfig.from_url(server.url), inspect=False)
+    sampler.know(f"queue-{number}" for number in range(QUEUES))
+    return sampler
+
+
 def run(server: RedisServer) -> None:
     client = redis.Redis.from_url(server.url)
     fill(client)
-    sampler = open_sampler(BrokerConfig.from_url(server.url), inspect=False)
-    sampler.know(f"queue-{number}" for number in range(QUEUES))
+    sampler = sampler_of(server)
 
     def sample() -> None:
         sampler.sample(time.time())

@@ -108,20 +108,25 @@ def last_save(url: str) -> float:
     return float(rest.partition("\n")[0] or 0)
 
 
-def medians(folder: Path, broker: RedisServer) -> Cost:
+def medians(folder: Path, broker: RedisServer, rounds: int = ROUNDS) -> Cost:
     restart(folder, broker)  # compiles what was not compiled yet
-    rounds = [restart(folder, broker) for _ in range(ROUNDS)]
-    return Cost(*(statistics.median(column) for column in zip(*rounds, strict=True)))
+    costs = [restart(folder, broker) for _ in range(rounds)]
+    return Cost(*(statistics.median(column) for column in zip(*costs, strict=True)))
 
 
-def main() -> int:
+def measured(rounds: int = ROUNDS) -> tuple[Cost, Cost]:
+    """Return what a restart costs with no state and with a full one."""
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as nothing:
         full_state(Path(name))
         broker = RedisServer(Path(name))
         try:
-            empty, full = medians(Path(nothing), broker), medians(Path(name), broker)
+            return medians(Path(nothing), broker, rounds), medians(Path(name), broker, rounds)
         finally:
             broker.stop()
+
+
+def main() -> int:
+    empty, full = measured()
     print(f"no state: start to ready {empty.up:.2f} s, {empty.processor:.2f} s of the processor", end=" ")
     print(f"(promised: {EMPTY_PROMISE:g} s)")
     print(f"{LIVE} live tasks: start to ready {full.up:.2f} s, {full.processor:.2f} s of the processor;", end=" ")

@@ -1,6 +1,8 @@
 """What the publish stamp costs a publish: send_task with and without it, to a transport that does nothing.
 
 python tests/bench/stamp.py
+
+Promised: under 20 µs.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from celery import Celery
 from celery.signals import before_task_publish
 from celeryscope.monitor import stamp
 
-ROUNDS, PUBLISHES = 40, 500
+ROUNDS, PUBLISHES, PROMISE = 40, 500, 20.0
 
 
 class Producer:
@@ -34,7 +36,8 @@ def round_of(app: Celery) -> float:
     return (time.process_time() - start) / PUBLISHES * 1e6
 
 
-def main() -> None:
+def paid():
+    """For each kind of broker its URL, the least µs a publish without and with the stamp, and the median difference."""
     for broker in ("redis://nowhere", "amqp://nowhere"):
         app = Celery("bench", broker=broker, set_as_current=False)
         stamp.connect(app)
@@ -44,9 +47,17 @@ def main() -> None:
             without.append(round_of(app))
             before_task_publish.receivers = receivers[-1:]
             stamped.append(round_of(app))
-        paid = statistics.median(b - a for a, b in zip(without, stamped, strict=True))
-        print(f"{broker:16} {min(without):6.1f} µs without, {min(stamped):6.1f} with, median difference {paid:+.1f}")
+        difference = statistics.median(b - a for a, b in zip(without, stamped, strict=True))
+        yield broker, min(without), min(stamped), difference
+
+
+def main() -> int:
+    kept = True
+    for broker, without, stamped, difference in paid():
+        print(f"{broker:16} {without:6.1f} µs without, {stamped:6.1f} with, median difference {difference:+.1f}")
+        kept = kept and difference < PROMISE
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

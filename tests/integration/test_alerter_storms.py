@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import redis
 from alerting import quick_alerter
-from bench.hooks import failure_of, request_of
+from bench.hooks import fail_in_hooks
 from celery import Celery
-from celery.worker.request import Request, create_request_cls
-from celeryscope.alerts import hooks, queries
+from celeryscope.alerts import queries
 from celeryscope.alerts.store import Database
 from celeryscope.demo.inbox import Inbox
 from helpers import Process, RedisServer, eventually, running, worker_argv
@@ -98,21 +96,3 @@ def test_a_storm_of_100000_reaches_the_store_and_spares_the_broker(
     )
     assert taken < 120
     assert megabytes < 50
-
-
-def fail_in_hooks(url: str, failures: int, kinds: int) -> Iterator[int]:
-    """Call the hooks that a worker calls for a failed task; give the number of each failure."""
-    app = Celery("hooked", broker=url, set_as_current=False)
-
-    @app.task(shared=False, name="storm.hooked")
-    def hooked(order: int) -> None: ...
-
-    reporter = hooks.connect(app)
-    task = app.tasks["storm.hooked"]
-    pool = SimpleNamespace(apply_async=None)
-    kind = create_request_cls(hooks.reporting(Request), task, pool, "w@h", None, app=app)
-    for number in range(failures):
-        request_of(kind, app, task).on_failure(failure_of(number, kinds), return_ok=True)
-        yield number
-    reporter.outbox.flush(60)
-    app.close()
