@@ -172,7 +172,7 @@ def reason(error: BaseException) -> str:
     # kombu's OperationalError only repeats what it wraps.
     first = next((cause for cause in chain if not isinstance(cause, OperationalError)), error)
     text = masked(" ".join(str(first).split()))[:300]
-    for found in (_refused(names, text), _tls(chain, text), _url_fault(first, text)):
+    for found in (_refused(names, text), _unwilling(names, text), _tls(chain, text), _url_fault(first, text)):
         if found:
             return found
     if isinstance(first, TimeoutError) or "TimeoutError" in type(first).__name__:
@@ -199,6 +199,14 @@ def _refused(names: set[str], text: str) -> str | None:
         return f"wrong user name or password, or no permission ({text})"
     if "NotAllowed" in names:
         return f"no such virtual host, or the user may not use it ({text})"
+    return None
+
+
+def _unwilling(names: set[str], text: str) -> str | None:
+    if "ReadOnlyError" in names:
+        return f"it is a read-only replica; name its master, or the sentinels, in the URL ({text})"
+    if "OutOfMemoryError" in names:
+        return f"it is out of memory; raise its maxmemory or make room ({text})"
     return None
 
 

@@ -145,6 +145,7 @@ class Echo(Publisher):
         """Publish one echo; its `timestamp` is now."""
         exchange = event_exchange(self.config, connection)
         self._seq += 1
+        now = self._clock()
         event = {
             "hostname": self._hostname,
             "utcoffset": utc_offset(),
@@ -152,11 +153,11 @@ class Echo(Publisher):
             "clock": self._seq,
             "boot": self.boot,
             "seq": self._seq,
-            "timestamp": self._clock(),
+            "timestamp": now,
             "type": ECHO_TYPE,
         }
         self.unanswered += 1
-        self.unanswered_since = self.unanswered_since or event["timestamp"]
+        self.unanswered_since = self.unanswered_since or now
         try:
             Producer(connection.default_channel, exchange=exchange, serializer="json", auto_declare=False).publish(
                 event,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .broker import connect
+from .broker import connect, reason
 from .labels import LONGEST
 from .queues import Answer, Topology, answered, is_noise, without
 
@@ -124,7 +124,7 @@ class Inspector:
             answers = self._ask(asked)
         except Exception as error:  # noqa: BLE001 - whatever a transport raises: the next round tries again
             if not self._failing:
-                logger.warning("workers cannot be asked for their queues and slots: %s", error)
+                logger.warning("workers cannot be asked for their queues and slots: %s", reason(error))
             self._failing = True
             self._rounds.failed(asked, monotonic)
             return True

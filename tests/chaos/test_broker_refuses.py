@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from alerting import alerter_process, batch, entry, publish, told
+from alerting import alerter_process, batch, entry, failure, publish, told
 from celery import Celery
 from celeryscope.alerts.failure import OTHER, QUEUE
+from celeryscope.alerts.outbox import Outbox
+from celeryscope.alerts.publisher import QueuePublisher
 from celeryscope.demo.inbox import Inbox
-from chaos_tools import MonitorProcess, balanced, own_count
+from chaos_tools import Fleet, MonitorProcess, balanced, counts, own_count
 from helpers import Process, RedisServer, eventually, running, worker_argv
 from outboxes import batches, entries
 
@@ -101,10 +104,12 @@ def test_out_of_memory_costs_the_worker_and_the_monitor_nothing(
         gated.fill(monitor)
         eventually(lambda: list(monitor.page.samples("celery_worker_processed_total")), 60)
         fill(client)
+        echoes = monitor.total("celeryscope_events_total", type="celeryscope-echo")
         gated.gate.touch()
         eventually(lambda: monitor.total("celery_task_failed_total") == gated.count, 60)
         gated.worker.wait_for(WAITS)
         assert gated.ran() == gated.count
+        eventually(lambda: monitor.total("celeryscope_events_total", type="celeryscope-echo") >= echoes + 2, 30)
         assert monitor.ready()
         assert monitor.total("celeryscope_reconnects_total") == 0
         assert client.llen(QUEUE) == 0
@@ -143,3 +148,74 @@ def test_the_alerter_empties_a_full_broker(
         eventually(lambda: client.llen(QUEUE) == client.hlen("celeryscope.unacked") == 0, 60)
         assert "Traceback" not in alerter.output
         assert "cannot be fetched" not in alerter.output
+
+
+def test_a_read_only_replica_is_as_good_as_its_master(server: RedisServer, tmp_path: Path) -> None:
+    """Redis passes on to replicas what is published on the master: only workers cannot be asked, and that is said."""
+    (tmp_path / "replica").mkdir()
+    replica = RedisServer(tmp_path / "replica", "--replicaof", "127.0.0.1", str(server.port))
+    fleet = Fleet(server.url)
+    try:
+        with redis.Redis.from_url(replica.url) as client:
+            eventually(lambda: client.info("replication")["master_link_status"] == "up", 30)
+        with running(MonitorProcess(tmp_path, replica.url)) as monitor:
+            fleet.start()
+            eventually(lambda: monitor.ready() and monitor.knows(fleet), 60)
+            monitor.wait_for("workers cannot be asked for their queues and slots: it is a read-only replica; name its")
+            fleet.run(300)
+            fleet.rest()
+            account = balanced(monitor, counts(fleet))
+            assert account.missed == 0
+            assert monitor.total("celeryscope_collector_success", collector="queues") == 1
+            assert monitor.output.count(" WARNING ") == 1
+    finally:
+        fleet.stop()
+        replica.stop()
+
+
+def test_the_master_becomes_a_replica_and_a_master_again(
+    server: RedisServer, client: redis.Redis, inbox: Inbox, tmp_path: Path
+) -> None:
+    """Monitor, alerter and the workers' outbox go on; who must write says so once, and tells all once it may."""
+    (tmp_path / "other").mkdir()
+    other = RedisServer(tmp_path / "other")
+    app = Celery("shop", broker=server.url, set_as_current=False)
+    outbox = Outbox(lambda: QueuePublisher(app), host=lambda: "w@h", finish=lambda sample: sample)
+    fleet = Fleet(server.url)
+    refusal = "failures cannot be fetched: it is a read-only replica; name its master"
+    try:
+        with (
+            running(MonitorProcess(tmp_path, server.url)) as monitor,
+            running(alerter_process(tmp_path, server.url, inbox)) as alerter,
+        ):
+            fleet.start()
+            eventually(lambda: monitor.ready() and monitor.knows(fleet), 60)
+            fleet.run(100)
+            follow(client, other)
+            client.config_resetstat()
+            for number in range(500):
+                outbox.add(f"f{number % 5}", time.time(), lambda n=number: failure(task=f"shop.task{n % 5}"))
+            alerter.wait_for(refusal)
+            fleet.run(100)
+            eventually(lambda: refused(client, "lpush") >= 3, 30)
+            client.replicaof("NO", "ONE")
+            eventually(lambda: sorted(map(told, inbox.top())) == [100] * 5, 90)
+            fleet.rest()
+            account = balanced(monitor, counts(fleet))
+            assert account.missed == 0
+            assert monitor.total("celeryscope_reconnects_total") == 0
+            assert alerter.output.count("cannot be fetched") == alerter.output.count(": back after ") == 1
+            assert "Traceback" not in alerter.output + monitor.output
+            # Pauses that grow, and not as fast as they can.
+            assert refused(client, "lpush") < 20
+            assert refused(client, "evalsha") < 20
+    finally:
+        fleet.stop()
+        other.stop()
+        app.close()
+
+
+def refused(client: redis.Redis, command: str) -> int:
+    """How often the server has refused a command since it was last asked to forget."""
+    found = client.info("commandstats").get(f"cmdstat_{command}", {})
+    return int(found.get("rejected_calls", 0)) + int(found.get("failed_calls", 0))
