@@ -10,6 +10,7 @@ from celery import Celery
 from celeryscope.monitor.broker import BrokerConfig, BrokerError, connect, from_app, reason
 from celeryscope.monitor.sources import check
 from helpers import free_port
+from kombu.exceptions import OperationalError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,3 +134,23 @@ def test_a_broker_in_memory_needs_nothing() -> None:
     connect(connection)
     assert connection.connected
     connection.release()
+
+
+class ReadOnlyError(Exception):
+    """As redis-py's."""
+
+
+class OutOfMemoryError(Exception):
+    """As redis-py's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [(ReadOnlyError, "name its master, or the sentinels, in the URL"), (OutOfMemoryError, "raise its maxmemory")],
+)
+def test_a_server_that_takes_no_writes_is_told_with_what_to_do(error: type[Exception], part: str) -> None:
+    """Redis's own words are for those who run it; whoever set the URL learns what to change."""
+    wrapped = OperationalError("it failed")
+    wrapped.__cause__ = error("You can't write against a read only replica.")
+    assert part in reason(wrapped)
+    assert "You can't write" in reason(wrapped)
