@@ -1,4 +1,4 @@
-"""RabbitMQ's memory alarm, which blocks whoever publishes: the host does not notice us, and everything is told later."""
+"""RabbitMQ's memory alarm blocks whoever publishes: the host does not notice us, and everything is told later."""
 
 from __future__ import annotations
 
