@@ -224,8 +224,9 @@ def _parse(path: Path) -> _File:
         raise WebConfigError(f"--web.config.file: {path} is not UTF-8 text") from None
     except RecursionError:
         raise WebConfigError(f"{path}: not YAML: nested too deeply") from None
-    except ValueError:  # of dates that do not exist, and of numbers without end
-        raise WebConfigError(f"{path}: holds a date or a number that is none") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        # PyYAML's own, over what says to be a date, a number or a truth value and is none.
+        raise WebConfigError(f"{path}: holds a date, a number or a truth value that is none") from None
     except yaml.YAMLError as error:
         # Not str(error): it quotes the file, and the file holds secrets.
         mark = getattr(error, "problem_mark", None)

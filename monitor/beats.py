@@ -199,6 +199,8 @@ class BeatApp:
         """True where the monitor was deaf meanwhile: another beat may have led, and gone, unheard."""
         self.led_by = ""
         """The leading beat heard last."""
+        self.steps = 0
+        """Slots of calendars that may be walked over one by one before the next tick."""
         self._dropped = 0
 
     def boot(self, e: BeatEvent, now: float) -> Boot:

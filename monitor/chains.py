@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .slots import INSTANT, UNKNOWN_SLOTS, Slots, build
+from .slots import INSTANT, UNKNOWN_SLOTS, WALK, Slots, build
 
 if TYPE_CHECKING:
     from .facts import Buckets
@@ -62,6 +62,8 @@ class Report(NamedTuple):
     """True where this beat and the one that dispatched last are known to run side by side."""
     younger: bool = False
     """True where this beat came online after the one that dispatched last."""
+    most: int = WALK
+    """Slots that may be walked over one by one."""
 
 
 class Bounds(NamedTuple):
@@ -156,10 +158,10 @@ class Chain:
         if self.due is not None and self.due < self.since:
             self.due = self.slots.open_at(self.due, self.since)
 
-    def confirm(self, horizon: float) -> int:
+    def confirm(self, horizon: float, most: int = WALK) -> int:
         """Count as missed what must be: nothing was dispatched up to `horizon`, by the beat's clock.
 
-        Return how many slots were walked over one by one, which is what takes long.
+        Return how many slots were walked over one by one, `most` at most: that is what takes long.
         """
         if self.due is None or not self.enabled or horizon <= self.due:
             return 0
@@ -167,7 +169,7 @@ class Chain:
             self._look = (self.due, self.slots.after(self.due) or math.inf)
         if horizon < self._look[1]:
             return 0
-        count, self.due = self.slots.missed(self.due, horizon)
+        count, self.due = self.slots.missed(self.due, horizon, most)
         self.missed += count
         self.counted += count
         return count if self.slots.calendar else 0
@@ -196,6 +198,8 @@ class Chain:
         self.anchor, self.anchor_boot, self.anchor_own = r.sent, r.boot, True
         following = self.slots.after(r.sent)
         self.first_due = self.due = following
+        if self.slots.calendar and following is not None and following < self.since:
+            self.due = self.slots.open_at(following, self.since)
         self.counted = 0
         return due
 
@@ -219,7 +223,7 @@ class Chain:
         """Count the slots that were skipped before this attempt; return the slot that it served, if one was due."""
         if self.due is None:
             return None
-        count, due = self.slots.missed(self.due, r.sent)
+        count, due = self.slots.missed(self.due, r.sent, r.most)
         served = due if due <= r.sent + INSTANT else None
         if attempts > 1 and self.slots.calendar:
             count = max(0, count + (served is not None) - attempts)
@@ -227,7 +231,7 @@ class Chain:
             # Only beat knows how the slots of an interval, which slide, lay between runs that we did not see.
             skipped = max(0, r.tally.skipped - r.before.skipped - self.counted)
             if r.start is not None and r.start >= self.since and not r.before.attempts:
-                skipped = r.tally.skipped + self.slots.missed(self.due, r.start)[0]
+                skipped = r.tally.skipped + self.slots.missed(self.due, r.start, r.most)[0]
             count = min(count, skipped)
         self.missed += count
         return served

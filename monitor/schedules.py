@@ -32,6 +32,9 @@ PAUSED_AFTER = 5.0
 """Seconds between two ticks after which nobody's silence means anything: events may wait unread."""
 DEAF_AFTER = 60.0
 """Seconds between two ticks after which they may have been lost."""
+STEPS = 200
+"""Slots of calendars that may be walked over from one tick to the next, one by one at some 70 us: a liar among the
+beats may leave us no more behind than that, whatever last run or clock he claims."""
 REPORTED_WITHIN = 10.0
 """Seconds, a heartbeat's, in which a beat that comes back may still report a dispatch whose event was lost."""
 FORGET_AFTER = 7 * 86_400.0
@@ -58,12 +61,9 @@ class _Run(NamedTuple):
 
 
 def _confirm(app: BeatApp, horizon: float) -> None:
-    """Let the entries count what was missed; where that is much, it goes on with the next word or tick."""
-    walked = 0
+    """Let the entries count what was missed; where that is much, it goes on with a later word or tick."""
     for chain in app.chains.values():
-        walked += chain.confirm(horizon)
-        if walked > WALK:
-            return
+        app.steps -= chain.confirm(horizon, max(0, app.steps))
 
 
 class Ledger:
@@ -127,6 +127,7 @@ class Ledger:
             if len(self.apps) >= APPS:
                 return None
             app = self.apps[e.app] = BeatApp(e.app)
+            app.steps = WALK // len(self.apps)
         before = app.boots.get(app.led_by)
         boot = app.boot(e, now)
         if before is not None and app.led_by != before.name:
@@ -240,8 +241,12 @@ class Ledger:
             other = app.boots.get(chain.anchor_boot)
             peers = other is not None and other is not boot and boot.beside(other)
             younger = other is not None and boot.first_heard > other.first_heard
-            report = Report(boot.name, before, known is None, merged, last.sent, due, last.first, peers, younger)
+            report = Report(
+                boot.name, before, known is None, merged, last.sent, due, last.first, peers, younger, max(1, app.steps)
+            )
+            missed = chain.missed
             due = chain.report(report)
+            app.steps -= (chain.missed - missed) * chain.slots.calendar
         new = merged != before or last.due is not None
         if last.uuid is not None and tally.dispatched and new and self.watched.get(last.uuid) is None:
             self._watch(last.uuid, _Run(app.name, entry, due))
@@ -305,6 +310,7 @@ class Ledger:
         if not hearing:
             return
         for app in list(self.apps.values()):
+            app.steps = min(WALK // len(self.apps), app.steps + max(1, STEPS // len(self.apps)))
             self._judge(app, now)
 
     def _judge(self, app: BeatApp, now: float) -> None:

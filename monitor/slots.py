@@ -37,12 +37,15 @@ class Slots:
         del moment
         return None
 
-    def missed(self, due: float, horizon: float) -> tuple[int, float]:
-        """Count the slots from `due` on whose successor was due by `horizon` too; also return the slot then open."""
+    def missed(self, due: float, horizon: float, most: int = WALK) -> tuple[int, float]:
+        """Count the slots from `due` on whose successor was due by `horizon` too; also return the slot then open.
+
+        At most so many are looked at.
+        """
         count = 0
         horizon += INSTANT
         following = self.after(due)
-        while following is not None and due < following <= horizon and count < WALK:
+        while following is not None and due < following <= horizon and count < most:
             count, due = count + 1, following
             following = self.after(due)
         return count, due
@@ -62,8 +65,9 @@ class Interval(Slots):
         """Return `moment` plus the interval."""
         return moment + self._every
 
-    def missed(self, due: float, horizon: float) -> tuple[int, float]:
-        """As `Slots.missed`, in constant time."""
+    def missed(self, due: float, horizon: float, most: int = WALK) -> tuple[int, float]:
+        """As `Slots.missed`, all of them in constant time."""
+        del most
         count = max(0, math.floor((horizon - due) / self._every))
         return count, due + count * self._every
 

@@ -7,6 +7,7 @@ An input that breaks a promise is written to `crash-…` in the working director
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ def main(name: str, seconds: str = "300") -> None:
     from celeryscope.monitor.guard import Guard
 
     Guard.reraise = True
+    logging.disable(logging.CRITICAL)  # a line about each file that is refused is right; a million of them are not
     learned = tempfile.mkdtemp(prefix=f"celeryscope-fuzz-{name}-")
     options = [
         f"-max_total_time={seconds}",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import logging
 import math
 import shutil
 import tempfile
@@ -55,8 +54,6 @@ NOW = 1_790_000_000.0
 SECRET = "canary-4f1c"
 PLAN = Plan(channel="#general", mention="@here")
 BROKER = BrokerConfig.from_url("memory://")
-
-logging.disable(logging.CRITICAL)  # a line a minute about malformed input is right, and a million of them are not
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
