@@ -48,6 +48,7 @@ class Proxy:
         self.cut_lines: list[bytes] = []
         self._cut_at: tuple[int, bytes] | None = None
         self._open: set[_Line] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -96,6 +97,10 @@ class Proxy:
         return await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=PIECE)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
         sock = socket.socket()
         sock.setblocking(False)
         if self.window:
@@ -111,10 +116,11 @@ class Proxy:
         self.lines += 1
         self._open.add(line)
         try:
-            await line.run()
+            if self._server.is_serving():
+                await line.run()
         finally:
+            line.cut()
             self._open.discard(line)
-            line.over.set()
 
     def due_to_cut(self, line: _Line, size: int) -> int | None:
         """Return after how many of the next `size` bytes the line is to be cut, if it is."""
@@ -138,7 +144,7 @@ class Proxy:
         self._server.close()
         await self._cut_all()
         self.flowing.set()
-        await asyncio.gather(*(line.over.wait() for line in list(self._open)))
+        await asyncio.gather(*self._serving)
         await asyncio.sleep(0)  # transports close in the turn after
 
 
@@ -152,7 +158,6 @@ class _Line:
         self.proxy = proxy
         self.near, self.far = near, far
         self.said, self.heard = bytearray(), bytearray()
-        self.over = asyncio.Event()
         for _, writer in (near, far):
             writer.transport.set_write_buffer_limits(high=0)
 
