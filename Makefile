@@ -20,7 +20,7 @@ CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py d
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test check format format-check lint types imports sizes generated generate docs bench \
-	bench-check integration integration-packages compose-test soak oldest-env lock clean
+	bench-check 	integration integration-packages compose-test soak sbom audit oldest-env lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -91,13 +91,19 @@ integration-packages: ## install those servers (Debian, Ubuntu)
 	apt-get update
 	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEBIAN_PACKAGES)
 
+sbom: ## the container image's bill of materials (CycloneDX), in dist/sbom.cdx.json
+	.ci/supply sbom dist/sbom.cdx.json
+
+audit: ## ask PyPI's advisories about the container image's pins (fails where PyPI does not answer)
+	.ci/supply audit
+
 oldest-env: $(OLDEST)/.complete ## the oldest supported Celery and Python, as a worker's environment
 
 lock: ## pin anew what pyproject.toml asks for (needs uv)
 	.ci/lock
 
 clean: ## remove what was built; the environments too
-	rm -rf $(VENV) $(OLDEST) .types build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(OLDEST) .venv-supply .types build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
