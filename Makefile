@@ -20,7 +20,7 @@ CODE := $(PACKAGES) $(wildcard __init__.py __main__.py cli.py docs/generate.py d
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test check format format-check lint types imports sizes generated generate docs bench \
-	bench-check 	integration integration-packages compose-test soak sbom audit oldest-env lock clean
+	bench-check integration integration-packages compose-test soak sbom audit oldest-env lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' Makefile

@@ -10,6 +10,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import bcrypt
 
@@ -24,6 +25,13 @@ REMEMBERED = 100
 def is_bcrypt(text: str) -> bool:
     """Whether the text is a bcrypt hash."""
     return _HASH.match(text) is not None
+
+
+class _Asked(NamedTuple):
+    password: bytes
+    hashed: str
+    known: bool
+    digest: bytes
 
 
 class Authenticator:
@@ -43,21 +51,31 @@ class Authenticator:
 
     def allows(self, users: Mapping[str, str], authorization: str | None) -> bool:
         """Whether the header carries the name of one of `users` (bcrypt hashes by name) and that user's password."""
+        asked = self._asked(users, authorization)
+        if asked is None:
+            return False
+        outcome = self._remembered(asked.digest)
+        if outcome is None:
+            with self._bcrypt:
+                outcome = self._remembered(asked.digest)  # somebody else may have asked the same meanwhile
+                if outcome is None:
+                    outcome = _matches(asked.password, asked.hashed) and asked.known
+                    self._remember(asked.digest, passed=outcome)
+        return outcome
+
+    def settled(self, users: Mapping[str, str], authorization: str | None) -> bool | None:
+        """Return what `allows` would, where that takes no bcrypt; None where it does, and may have to wait for one."""
+        asked = self._asked(users, authorization)
+        return False if asked is None else self._remembered(asked.digest)
+
+    def _asked(self, users: Mapping[str, str], authorization: str | None) -> _Asked | None:
         given = _credentials(authorization)
         if given is None:
-            return False
+            return None
         user, password = given
         known = user in users
         hashed = users[user] if known else _dummy(users)
-        digest = self._digest(user, hashed, password)
-        outcome = self._remembered(digest)
-        if outcome is None:
-            with self._bcrypt:
-                outcome = self._remembered(digest)  # somebody else may have asked the same meanwhile
-                if outcome is None:
-                    outcome = _matches(password, hashed) and known
-                    self._remember(digest, passed=outcome)
-        return outcome
+        return _Asked(password, hashed, known, self._digest(user, hashed, password))
 
     def _digest(self, user: str, hashed: str, password: bytes) -> bytes:
         digest = hashlib.blake2b(key=self._key)

@@ -39,6 +39,12 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+CHECKED_AT_ONCE = 4
+"""Clients whose passwords are being checked, or wait for that. Each holds one of the server's threads: some must be
+left for those that are known, or a crowd that guesses would keep them waiting."""
+_SOON = ("Retry-After", "1")
+
+
 class HttpSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """`http_server_config`; `http2` is accepted and changes nothing, this server speaks HTTP/1.1."""
 
@@ -88,6 +94,7 @@ class WebConfig:
         self._clock = clock
         self._lock = threading.Lock()
         self._authenticator = Authenticator()
+        self._checking = threading.BoundedSemaphore(CHECKED_AT_ONCE)
         self._watched: tuple[Path, ...] = (self._path,)
         self._seen: tuple[object, ...] = ()
         self._state = self._load()
@@ -117,12 +124,27 @@ class WebConfig:
 
             if not self._limiter.allows():
                 return send(plain("429 Too Many Requests", "too many requests (rate_limit)"), environ, start)
-            if state.users and not self._authenticator.allows(state.users, environ.get("HTTP_AUTHORIZATION")):
+            passes = self._passes(state.users, environ.get("HTTP_AUTHORIZATION")) if state.users else True
+            if passes is None:
+                return send(plain("503 Service Unavailable", "busy checking passwords", _SOON), environ, start)
+            if not passes:
                 ask = ("WWW-Authenticate", 'Basic realm="celeryscope", charset="UTF-8"')
                 return send(plain("401 Unauthorized", "unauthorized", ask), environ, start)
             return app(environ, start)
 
         return guarded
+
+    def _passes(self, users: Mapping[str, str], authorization: str | None) -> bool | None:
+        """Whether a client may pass; None where so many passwords are being checked that it would have to wait."""
+        settled = self._authenticator.settled(users, authorization)
+        if settled is not None:
+            return settled
+        if not self._checking.acquire(blocking=False):
+            return None
+        try:
+            return self._authenticator.allows(users, authorization)
+        finally:
+            self._checking.release()
 
     def _current(self) -> _State:
         if self._fingerprint() == self._seen:

@@ -12,9 +12,11 @@ from pathlib import Path
 import bcrypt
 import httpx
 import pytest
+from celeryscope.exporters import auth
 from celeryscope.exporters.http import OPEN_CONNECTIONS, THREADS, Server
-from celeryscope.exporters.webconfig import WebConfig
+from celeryscope.exporters.webconfig import CHECKED_AT_ONCE, WebConfig
 from celeryscope.monitor.values import Address
+from helpers import eventually
 
 PAGE = b"celery_x 1\n"
 PASSED_BY = b"GET /-/healthy HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -171,27 +173,31 @@ def together(count: int, call: Callable[[int], object]) -> None:
         thread.join(60)
 
 
-def test_a_crowd_that_guesses_does_not_keep_out_who_knows(closed: Server) -> None:
-    """More clients than threads guess, each as fast as it can: whoever has the password goes on being served."""
-    stop = threading.Event()
-    refused: list[int] = []
+def test_a_crowd_that_guesses_does_not_keep_out_who_knows(closed: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While more clients guess than there are threads, and no guess ends, whoever has the password is served."""
+    with httpx.Client(auth=("scraper", "right"), trust_env=False, timeout=60) as client:
+        assert client.get(f"{closed.url}/metrics").content == PAGE
+        never = threading.Event()
+        refused: list[int] = []
 
-    def guess(number: int) -> None:
-        with httpx.Client(trust_env=False, timeout=60) as client:
-            attempt = 0
-            while not stop.is_set() and attempt < 200:
-                attempt += 1
-                refused.append(client.get(f"{closed.url}/metrics", auth=("scraper", f"{number}-{attempt}")).status_code)
+        def checkpw(_password: bytes, _hashed: bytes) -> bool:
+            return not never.wait(60)
 
-    crowd = threading.Thread(target=together, args=(2 * THREADS, guess))
-    crowd.start()
-    try:
-        with httpx.Client(auth=("scraper", "right"), trust_env=False, timeout=60) as client:
-            assert [client.get(f"{closed.url}/metrics").content for _ in range(20)] == [PAGE] * 20
-    finally:
-        stop.set()
-        crowd.join(60)
-    assert set(refused) == {401}
+        def guess(number: int) -> None:
+            url = f"{closed.url}/metrics"
+            refused.append(httpx.get(url, auth=("scraper", f"{number}"), trust_env=False, timeout=90).status_code)
+
+        monkeypatch.setattr(auth, "bcrypt", type("Stuck", (), {"checkpw": staticmethod(checkpw)}))
+        crowd = threading.Thread(target=together, args=(3 * THREADS, guess))
+        crowd.start()
+        try:
+            eventually(lambda: len(refused) == 3 * THREADS - CHECKED_AT_ONCE)
+            assert client.get(f"{closed.url}/metrics").content == PAGE
+        finally:
+            never.set()
+            crowd.join(90)
+    assert refused.count(503) == 3 * THREADS - CHECKED_AT_ONCE
+    assert refused.count(401) == CHECKED_AT_ONCE
 
 
 def test_a_crowd_of_connections_does_not_cost_a_client_that_is_there(server: Server) -> None:

@@ -1,0 +1,31 @@
+"""SECURITY.md says by which test a border is held: those tests are there, and none of ours is left out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from helpers import ROOT
+
+pytestmark = pytest.mark.repository
+
+MODEL = (ROOT / "SECURITY.md").read_text()
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", MODEL))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_every_security_test_stands_for_a_border_of_the_model() -> None:
+    files = {f"tests/security/{path.name}" for path in (ROOT / "tests" / "security").glob("test_*.py")}
+    assert files - {"tests/security/test_access_model.py"} <= set(re.findall(r"tests/[\w/]+\.py", MODEL))
+
+
+def test_the_model_has_what_a_threat_model_has() -> None:
+    """Assets, actors, borders, and what is not held; and it says that events can be forged."""
+    titles = re.findall(r"^## (.*)$", MODEL, re.MULTILINE)
+    assert titles == ["What is worth protecting", "Who might do harm", "Where the borders are", "Forgery",
+                      "What is not held"]  # fmt: skip
+    assert "Whoever can publish to the broker can lie" in MODEL
