@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .chains import Bounds, Chain, Tally
+from .chains import LONGEST, Bounds, Chain, Tally
 
 if TYPE_CHECKING:
     from .events import BeatEvent
@@ -278,6 +278,6 @@ class BeatApp:
     def chain(self, name: str, now: float, bounds: Bounds) -> Chain | None:
         """Return the entry's chain, made where it is new; None where there are too many."""
         chain = self.chains.get(name)
-        if chain is None and len(self.chains) < ENTRIES:
+        if chain is None and len(self.chains) < ENTRIES and len(name) <= LONGEST:
             chain = self.chains[name] = Chain(now, bounds)
         return chain

@@ -17,6 +17,9 @@ EARLY = -1.0
 HIDDEN_BEYOND = 3_600.0
 """django-celery-beat lists a crontab whenever it is due within two hours; an hour spares daylight saving time."""
 
+LONGEST = 255
+"""Characters of a name that are kept."""
+
 SAME = 1.0
 """Two times of one thing differ by less: beat writes the last run down a little before or after it dispatches."""
 
@@ -116,8 +119,8 @@ class Chain:
         A new schedule starts from the last run, as it does in beat. `next_due` counts where that is not known, or the
         schedule is not; it cannot take back a slot that has passed.
         """
-        self.task, self.queue = said.task[:255], said.queue
-        schedule = (said.kind[:20], said.spec[:500], said.tz, said.every)
+        self.task, self.queue = said.task[:LONGEST], said.queue and said.queue[:LONGEST]
+        schedule = (said.kind[:20], said.spec[:500], said.tz and said.tz[:LONGEST], said.every)
         if schedule != (self.kind, self.spec, self.tz, self.every):
             self.kind, self.spec, self.tz, self.every = schedule
             self.slots = build(*schedule)

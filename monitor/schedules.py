@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from .beats import BeatApp, Boot
-from .chains import Bounds, Chain, Report, Tally
+from .chains import LONGEST, Bounds, Chain, Report, Tally
 from .labels import OTHER
 from .ledger_facts import families
 from .slots import WALK
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Kind = Literal["received", "started", "succeeded", "failed", "retried", "revoked"]
 
 APPS = 100
+ALL_ENTRIES = 30_000
+"""Of all apps together, at 1.5 kB each."""
 WATCHED = 20_000
 ENDS = 5_000
 PAUSED_AFTER = 5.0
@@ -220,7 +222,9 @@ class Ledger:
                 self._reported(app, boot, name, said.tally, _Attempt(said.sent, said.due, said.uuid, said.first))
 
     def _chain(self, app: BeatApp, entry: str, since: float) -> Chain | None:
-        chain = app.chain(entry, since, self._bounds)
+        chain = app.chains.get(entry)
+        if chain is None and sum(len(other.chains) for other in self.apps.values()) < ALL_ENTRIES:
+            chain = app.chain(entry, since, self._bounds)
         if chain is None:
             self.caps.overflow["entry"] += 1
         elif entry not in app.labels:
@@ -260,7 +264,7 @@ class Ledger:
                 self._ended(run, *end)
             return
         self.watched.pop(uuid, None)
-        self.watched[uuid] = run
+        self.watched[uuid[:LONGEST]] = run
         if len(self.watched) > WATCHED:
             del self.watched[next(iter(self.watched))]
 

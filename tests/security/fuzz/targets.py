@@ -40,7 +40,14 @@ from celeryscope.monitor.flower_client import FlowerClient
 from celeryscope.monitor.inspect import Answer, Inspector, Rounds, _ids, _pool, _queues
 from celeryscope.monitor.labels import Caps
 from celeryscope.monitor.pipeline import Pipeline
-from celeryscope.monitor.queues import QueueFacts, QueueSnapshot, collector_families, slot_families, snapshot_families
+from celeryscope.monitor.queues import (
+    Directory,
+    QueueFacts,
+    QueueSnapshot,
+    collector_families,
+    slot_families,
+    snapshot_families,
+)
 from celeryscope.monitor.queues_rabbitmq import Management, RabbitReader
 from celeryscope.monitor.queues_redis_wire import Bindings, read_held, read_tail
 from celeryscope.monitor.schedules import Ledger
@@ -294,8 +301,9 @@ def management(data: bytes) -> None:
     except (httpx.HTTPError, ValueError):
         return
     reader = RabbitReader(Refused, asked)  # type: ignore[arg-type]
-    names = [name for found in reader.discover() for name in found]
-    facts = reader.read([*names, "q"], NOW)
+    directory = Directory(["q"])
+    directory.see((name for found in reader.discover() for name in found), NOW)
+    facts = reader.read(directory.names(), NOW)
     rendered([*snapshot_families(QueueSnapshot(NOW, facts)), *collector_families(None, NOW, reader.problems.counts)])
     asked.close()
 
