@@ -14,7 +14,7 @@ from helpers import RedisServer, eventually, running
 pytestmark = pytest.mark.system
 MINUTES = 600.0
 TASKS = 40
-TIMEOUT = ("--worker-timeout", "6")
+TIMEOUT = ("--worker-timeout", "5")
 WORKERS = {"right": "ok", "ahead": "mail", "behind": "fail"}
 """The task that each worker (and its queue) is given."""
 
@@ -49,14 +49,14 @@ def test_workers_with_wrong_clocks_are_told_and_fool_nobody(valkey: RedisServer,
     ):
         started(first)
         run_all(ours, TASKS)
-        eventually(lambda: all_accounted(first.page(), TASKS))
+        eventually(lambda: all_accounted(first.page(), TASKS), 60)
         tells_the_clocks(first.page())
         alive_for_longer_than_the_timeout(first)
         first.ended()
         run_all(ours, 10)  # of which no monitor hears
         with running(monitor(tmp_path, valkey.url, *state)) as second:
             run_all(ours, 10)
-            eventually(lambda: all_accounted(second.page(), TASKS + 10, missed=10), 40)
+            eventually(lambda: all_accounted(second.page(), TASKS + 10, missed=10), 60)
             assert {says(second.page(), "starts_missed_down_total", worker) for worker in WORKERS} == {10}
             for worker in (ahead, behind):
                 worker.send(signal.SIGKILL)
@@ -112,7 +112,7 @@ def tells_the_clocks(page: Page) -> None:
         assert abs(told - skew) < 30, worker
     assert waits(page, "right") == (TASKS, TASKS, 0)
     assert waits(page, "ahead") == (TASKS, 0, 0)
-    assert waits(page, "behind") == (0, 0, TASKS)
+    assert waits(page, "behind") == (0, 0, 2 * TASKS)  # until it started, and until it ended
 
 
 def alive_for_longer_than_the_timeout(watching: Scraped) -> None:
@@ -123,7 +123,7 @@ def alive_for_longer_than_the_timeout(watching: Scraped) -> None:
         page = watching.page()
         assert page.by("state", name="celery_workers") == {"online": 3, "offline": 0, "lost": 0}
         now = {worker: says(page, "last_heartbeat_timestamp_seconds", worker) for worker in WORKERS}
-        return all((now[worker] or 0) > (since[worker] or 0) + 8 for worker in WORKERS)
+        return all((now[worker] or 0) > (since[worker] or 0) + 6 for worker in WORKERS)
 
     eventually(later, 60, interval=0.5)
 
@@ -140,15 +140,15 @@ def test_clocks_that_are_set_while_workers_run_cost_no_start(valkey: RedisServer
     ):
         started(watching)
         run_all(ours, TASKS)
-        eventually(lambda: all_accounted(watching.page(), TASKS))
+        eventually(lambda: all_accounted(watching.page(), TASKS), 60)
         set_to(ahead, MINUTES)
         set_to(behind, -MINUTES)
-        for _ in range(3):
+        for _ in range(2):
             run_all(ours, TASKS)
             heard_again(watching)
-        eventually(lambda: all_accounted(watching.page(), 4 * TASKS))
-        assert waits(watching.page(), "ahead")[0] == 4 * TASKS
-        assert waits(watching.page(), "behind")[2] >= 3 * TASKS
+        eventually(lambda: all_accounted(watching.page(), 3 * TASKS), 60)
+        assert waits(watching.page(), "ahead")[0] == 3 * TASKS
+        assert waits(watching.page(), "behind")[2] >= 2 * TASKS
         watching.ended()
 
 
