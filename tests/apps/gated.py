@@ -1,4 +1,4 @@
-"""An app whose tasks wait for a gate, write down that they ran, and fail, each kind in a way of its own."""
+"""An app whose $KINDS tasks wait for a gate, write down that they ran, and fail, each kind in a way of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import celeryscope
 from celery import Celery
-
-KINDS = 1_100
 
 app = Celery("gated", broker=os.environ["BROKER"])
 app.conf.update(
@@ -35,5 +33,5 @@ def failing(kind: int) -> Callable[[], None]:
     return fail
 
 
-for n in range(KINDS):
+for n in range(int(os.environ["KINDS"])):
     app.task(failing(n), name=f"gated.task{n}")
