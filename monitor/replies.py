@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LARGEST = 4 << 20
 """Bytes of a reply; a worker's longest, its configuration with all defaults, is some 20 kB."""
+LARGEST_TOGETHER = 64 << 20
 MOST = 5_000
 """Workers whose replies are kept."""
 LONGEST = 15.0
@@ -59,12 +60,15 @@ class _Found:
         self.replies: dict[str, Any] = {}
         self._ticket = ticket
         self._asked = asked
+        self._left = LARGEST_TOGETHER
 
     def take(self, message: Message) -> None:
         """Take in a message, whatever it is."""
         try:
-            if len(message.body or "") > LARGEST or message.headers.get("ticket", self._ticket) != self._ticket:
+            size = len(message.body or "")
+            if size > min(LARGEST, self._left) or message.headers.get("ticket", self._ticket) != self._ticket:
                 return
+            self._left -= size
             reply = message.decode()
         except Exception:  # noqa: BLE001 - a serializer may raise anything on hostile bytes
             return
