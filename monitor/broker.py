@@ -221,6 +221,9 @@ def _tls(chain: list[BaseException], text: str) -> str | None:
 def _url_fault(error: BaseException, text: str) -> str | None:
     if isinstance(error, KeyError) and "No such transport" in text:
         return f"{error.args[0]}; usual schemes are redis, rediss, sentinel, amqp and amqps"
+    if text.startswith("Port could not be cast"):
+        # Not all of its words: it quotes what it takes for the port, which is a part of the password.
+        return "Port could not be cast to a number; in a password write / as %2F, : as %3A and @ as %40"
     if "Protocol error" in text:
         return f"what answers there does not speak Redis ({text})"
     if isinstance(error, ImportError):

@@ -22,6 +22,7 @@ from celeryscope.alerts.views import View
 from celeryscope.dashboards.settings import DashboardsSettings
 from celeryscope.demo import inbox
 from celeryscope.exporters import auth
+from celeryscope.monitor.broker import BrokerConfig, connect, reason
 from celeryscope.monitor.configuration import Settings, SettingsError, load
 from flower import views as flowers_views
 from helpers import ROOT
@@ -189,3 +190,20 @@ def test_addresses_for_links_are_pages_without_passwords(name: str, address: str
 def test_grafana_is_a_web_address(address: str) -> None:
     with pytest.raises(SettingsError, match="GRAFANA_URL: must"):
         settings_of(DashboardsSettings, GRAFANA_URL=address)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "amqp", "sentinel"])
+@pytest.mark.parametrize("password", ["c4n4ry/more", "c4n4ry#more", "c4n4ry?more", "a:c4n4ry/", "c4n4ry[more"])
+def test_a_password_that_breaks_its_url_is_not_quoted_by_whoever_cannot_read_it(scheme: str, password: str) -> None:
+    """A slash ends the host: what is left of the password is then taken for the port, and named in the complaint."""
+    config = BrokerConfig.from_url(f"{scheme}://user:{password}@127.0.0.1:1/0")
+    said = config.label + repr(config)
+    try:
+        with config.connection() as connection:
+            connect(connection)
+    except Exception as error:
+        said += reason(error)
+    assert "c4n4ry" not in said
+    with suppress(SettingsError):
+        said = str(settings_of(AlerterSettings, BROKER_URL=config.url, SLACK_TOKEN="xoxb-1"))
+    assert "c4n4ry" not in said
