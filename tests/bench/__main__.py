@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import beat
@@ -94,6 +95,15 @@ def sections(*, quick: bool) -> list[Callable[[], Iterator[Bar]]]:
     ]
 
 
+def whole(section: Callable[[], Iterator[Bar]]) -> Iterator[Bar]:
+    """The bars of a section; one that fails is not held, and does not cost the table its others."""
+    try:
+        yield from section()
+    except Exception as error:
+        traceback.print_exc()
+        yield Bar("could not be measured", f"{type(error).__name__}: {error}"[:200], False, "")
+
+
 def table(bars: list[Bar]) -> Table:
     """The bars as they are printed."""
     shown = Table("bar", "measured", "held", "command", title="Speed", title_justify="left")
@@ -113,7 +123,7 @@ def main() -> int:
     progress, started, bars = Console(stderr=True), time.monotonic(), []
     with progress.status("measuring") as status:
         for section in sections(quick=options.quick):
-            for bar in section():
+            for bar in whole(section):
                 bars.append(bar)
                 status.update(f"{time.monotonic() - started:4.0f} s  {bar.name}: {bar.measured}")
     out = Console(width=None if sys.stdout.isatty() else 250)

@@ -18,6 +18,7 @@ from collections import OrderedDict
 import hiredis
 import msgspec
 import orjson
+import replay
 import wire
 from baseline import BUCKETS as LIMITS
 from baseline import Fast
@@ -62,7 +63,7 @@ class Frames:
     """The stream as Redis pushes it to a PSUBSCRIBE of /0.celeryev/*."""
 
     def __init__(self, spec):
-        self.raw, self.payloads = [], []
+        self.raw, self.payloads, self.pieces = [], [], replay.Stream(spec)
         for channel, payload, _ in wire.stream(spec):
             if "/worker." in channel:
                 continue
@@ -267,6 +268,13 @@ def steps(f):
                     decode(r[2], r[3])
 
     yield "whole", "ours: parse and decode, nothing counted", ours
+
+    def taken_in():
+        system = replay.Ours(f.pieces.start)
+        system.take_in(f.pieces.pieces)
+        system.close()
+
+    yield "whole", "ours: socket to counters, as the monitor does it", taken_in
     try:
         from celery import Celery
     except ImportError:
