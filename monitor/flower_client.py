@@ -12,6 +12,7 @@ import httpx
 import msgspec
 from msgspec import Struct, field
 
+from .answers import answer_of
 from .flower import FlowerLinks
 from .flower_actions import Action, FlowerError, credentials_refused, refusal
 
@@ -66,6 +67,7 @@ class FlowerClient:
     ) -> None:
         self.links = FlowerLinks(url)
         self._with_credentials = bool(user)
+        self._seconds = 4 * timeout
         try:
             verify = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
             self._http = httpx.Client(
@@ -168,7 +170,7 @@ class FlowerClient:
 
     def _send(self, method: str, path: str, doing: str, **content: Any) -> httpx.Response:
         try:
-            answer = self._http.request(method, path, **content)
+            answer = answer_of(self._http, method, path, seconds=self._seconds, **content)
         except httpx.ConnectError as error:
             raise FlowerError(f"there is no Flower at {self.links.base}: {error}", "unreachable") from None
         except httpx.TimeoutException:

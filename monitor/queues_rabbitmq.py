@@ -61,9 +61,11 @@ class Management:
             httpx.HTTPError: no answer, or no permission.
             ValueError: the answer is not JSON.
         """
+        from .answers import answer_of
+
         if self._client is None:
             self._client = self._open()
-        reply = self._client.get(self._path, params={"columns": COLUMNS})
+        reply = answer_of(self._client, "GET", self._path, seconds=2 * TIMEOUT, params={"columns": COLUMNS})
         reply.raise_for_status()
         try:
             listed = reply.json()
