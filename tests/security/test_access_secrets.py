@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import bcrypt
 import pytest
@@ -19,11 +21,14 @@ from celeryscope.alerts.delivery import DeliveryError
 from celeryscope.alerts.settings import AlerterSettings
 from celeryscope.alerts.slack import SlackWeb
 from celeryscope.alerts.views import View
+from celeryscope.dashboards import cli as dashboards_cli
 from celeryscope.dashboards.settings import DashboardsSettings
 from celeryscope.demo import inbox
 from celeryscope.exporters import auth
+from celeryscope.monitor import logs
 from celeryscope.monitor.broker import BrokerConfig, connect, reason
 from celeryscope.monitor.configuration import Settings, SettingsError, load
+from celeryscope.monitor.masking import secrets_in
 from flower import views as flowers_views
 from helpers import ROOT
 from pydantic import SecretStr
@@ -207,3 +212,42 @@ def test_a_password_that_breaks_its_url_is_not_quoted_by_whoever_cannot_read_it(
     with suppress(SettingsError):
         said = str(settings_of(AlerterSettings, BROKER_URL=config.url, SLACK_TOKEN="xoxb-1"))
     assert "c4n4ry" not in said
+
+
+def test_a_token_that_would_go_over_the_network_in_clear_text_earns_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for address, warned in (
+        ("http://grafana.example.com", True),
+        ("http://admin:hunter2@127.0.0.1.evil.example", True),
+        ("https://grafana.example.com", False),
+        ("http://grafana:3000", False),
+        ("http://admin:hunter2@localhost:3000/grafana", False),
+    ):
+        dashboards_cli._warn_of_clear_text(address)
+        said = capsys.readouterr().err
+        assert ("warning: --grafana-url" in said) is warned, address
+        assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("url", "secret"),
+    [
+        ("redis://:pa'ss\"word@h/0", "pa'ss\"word"),
+        ("redis://u:pa%2Fss%20word@h/0", "pa/ss word"),
+        ("amqp://u:a@b'c@h//", "a@b'c"),
+        ("http://h/?x=1&api_key=sesame-1", "sesame-1"),
+        ("sqs://h?aws_secret_access_key=sesame-2", "sesame-2"),
+        ("postgresql://u@h/d?sslpassword=sesame-3", "sesame-3"),
+        ("azure://h?sig=sesame-4", "sesame-4"),
+    ],
+)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_secret_of_a_url_is_hidden_however_it_is_spelled(url: str, secret: str, form: Any) -> None:
+    """As it is, in a repr, in JSON within JSON, percent-encoded; in text lines and in JSON lines."""
+    formatter = (logs.TextFormatter if form == "text" else logs.JsonFormatter)(secrets_in(url))
+    for text in (secret, repr(secret), json.dumps({"p": secret}), repr([repr(secret)]), quote(secret, safe=""), url):
+        record = logging.makeLogRecord({"name": "kombu", "levelname": "DEBUG", "msg": "sent %s", "args": (text,)})
+        line = formatter.format(record)
+        for spelled in (secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]):
+            assert spelled not in line
