@@ -179,10 +179,14 @@ def _flower(port: int) -> str:
     return ""
 
 
+SERVICES = {"monitor", "alerter", "flower"}
+
+
 def run_short_commands(world: World, at: Mapping[str, str]) -> None:
     """Run everything that ends by itself, once with the right credentials and once with wrong ones."""
     wrong = world.canaries.in_url("wrong")
     nobody = free_port()
+    ends: dict[str, int | None] = {}
     for name, address, word, code in (
         ("status", at["monitor"], at["password"], None),
         ("status-refused", at["monitor"], wrong, 2),
@@ -190,7 +194,7 @@ def run_short_commands(world: World, at: Mapping[str, str]) -> None:
     ):
         more = ("--user", WEB_USER) if word else ()
         world.run(name, "status", "--url", address, *more, CELERYSCOPE_STATUS_PASSWORD=word)
-        world.ended(name, code)
+        ends[name] = code
     doctor = ("doctor", "--listen-for", "0.1", "--answer-timeout", "0.5", "--flower-url", at["flower"])
     world.run("doctor", *doctor, "--url", at["monitor"], "--user", WEB_USER, "--json",
               CELERYSCOPE_BROKER_URL=at["broker"], CELERYSCOPE_STATUS_PASSWORD=at["password"])  # fmt: skip
@@ -199,21 +203,20 @@ def run_short_commands(world: World, at: Mapping[str, str]) -> None:
     for name, login, code in (("control", at["login"], None), ("control-refused", f"ops:{MARK}wrong", 2)):
         env = {"CELERYSCOPE_FLOWER_AUTH": login}
         world.run(name, "control", "revoke", "--yes", "no-such-task", "--flower-url", at["flower"], **env)
-        world.ended(name, code)
+        ends[name] = code
         world.run(f"{name}-dry", "control", "revoke", "--dry-run", "no-such-task", "--json", **env)
     for name, arguments in (("list", ("list",)), ("json", ("list", "--json")), ("show", ("show", "nothing"))):
         world.run(f"incidents-{name}", "incidents", *arguments, "--state-dir", world.folder / "alerts")
     store = f"postgresql://alerts:{world.canaries.in_url('store')}@127.0.0.1:{nobody}/alerts?sslpassword={wrong}"
     world.run("incidents-store", "incidents", "list", CELERYSCOPE_STORE=store)
-    world.ended("incidents-store", 2)
+    ends["incidents-store"] = 2
     with serving() as grafana:
         address = grafana.url.replace("://", f"://admin:{world.canaries.in_url('grafana')}@")
         token = {"CELERYSCOPE_GRAFANA_URL": address, "CELERYSCOPE_GRAFANA_TOKEN": world.canaries.plant("glsa_")}
         world.run("push", "dashboards", "push", **token)
         world.ended("push", 2)
-    for name in ("doctor", "doctor-refused", "control-dry", "control-refused-dry", "incidents-list", "incidents-json",
-                 "incidents-show"):  # fmt: skip
-        world.ended(name)
+    for name in world.processes.keys() - SERVICES:
+        world.ended(name, ends.get(name))
 
 
 def run_into_errors(world: World, inbox: Inbox, at: Mapping[str, str]) -> None:
