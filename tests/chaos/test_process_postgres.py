@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,12 +46,14 @@ def _descendants(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="module", name="server")
-def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
-    yield server
-    if server.process.running():
-        server.send_all(signal.SIGCONT)
-    server.stop()
+def _server() -> Iterator[Postgres]:
+    # Not below pytest's folder, which every pytest that starts closes to others again: it has to be entered anew here.
+    with tempfile.TemporaryDirectory() as folder:
+        server = Postgres(Path(folder))
+        yield server
+        if server.process.running():
+            server.send_all(signal.SIGCONT)
+        server.stop()
 
 
 @pytest.fixture(name="store")

@@ -68,7 +68,7 @@ class Watch:
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("generations", [3, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("generations", [3, pytest.param(30, marks=pytest.mark.soak)])
 def test_workers_appear_and_vanish(generations: int, valkey: RedisServer, tmp_path: Path) -> None:
     """Each worker is online, then offline or lost, then gone; memory is back where it was with the first ones."""
     options = ("--worker-timeout", "4", "--forget-worker-after", "8", "--sample-interval", "1")
