@@ -102,7 +102,7 @@ def throughput(shape: Shape, rounds: int, events: int = EVENTS) -> Iterator[Bar]
     if shape.batch >= 3:
         yield Bar(f"{shape}: CPU per million < {CPU:g} s", f"{cpu:.2f} s", cpu < CPU, shape.command)
     if shape.names == 200:
-        peak = runs.least("celeryscope", "rss_peak_mb")
+        peak = max(row["rss_peak_mb"] for row in runs.rows["celeryscope"])
         yield Bar(f"{shape}: peak memory < {MEMORY:g} MB", f"{peak:.0f} MB", peak < MEMORY, shape.command)
 
 
