@@ -227,10 +227,10 @@ class RabbitServer:
         self.process.popen.wait(10)
         epmd = shutil.which("epmd")
         if epmd:
-            subprocess.run(
-                [epmd, "-port", str(self.epmd_port), "-kill"], env={**os.environ, **self.env}, capture_output=True
-            )
-        # epmd leaves the process group; it ends once its node is gone or by the kill above.
+            argv = [epmd, "-port", str(self.epmd_port), "-kill"]
+            env = {**os.environ, **self.env}
+            # It refuses as long as it has not noticed that the node is gone; it is not in the node's process group.
+            eventually(lambda: b"not allowed" not in subprocess.run(argv, env=env, capture_output=True).stdout)
 
 
 def worker_argv(app: str, *options: str, python: str = sys.executable) -> list[str]:
