@@ -38,7 +38,7 @@ def size(path: Path) -> int:
 
 
 @pytest.mark.timeout(1_200)
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.soak)])
 def test_killed_while_it_saves_it_goes_on_from_the_save_before(kills: int, valkey: RedisServer, tmp_path: Path) -> None:
     """Always whole: what waits in a queue is known after each of the kills, all of it, and once."""
     state = tmp_path / "state"
