@@ -41,7 +41,9 @@ def _heard(message: Callable[[int], bytes], times: int) -> None:
     watched = Watched()
     for n in range(times):
         watched.hear(1.0, message(n))
-    assert len(watched.page()) < 50 << 20
+    page = watched.page()
+    assert len(page) < 50 << 20
+    assert 'celeryscope_events_total{type="' in page, "what raises is left out of the page"
 
 
 def entry_names() -> None:
