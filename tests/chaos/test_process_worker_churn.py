@@ -79,7 +79,7 @@ class Watch:
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("generations", [3, pytest.param(20, marks=pytest.mark.soak)])
 def test_workers_appear_and_vanish(generations: int, valkey: RedisServer, tmp_path: Path) -> None:
-    """Each worker is online, then offline or lost, then gone; memory grows by the ended runs that are remembered alone."""
+    """Each worker is online, then offline or lost, then gone; memory grows by remembered runs alone."""
     options = ("--worker-timeout", "6", "--forget-worker-after", "8", "--sample-interval", "1")
     sizes: list[int] = []
     total = 0
