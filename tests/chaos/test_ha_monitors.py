@@ -83,8 +83,12 @@ class Pair:
         then = time.time()
         self.fleet.run(TASKS, SLOW)
         self.fleet.rest()
+
+        def heard() -> bool:  # a turn of the fleet may be under way still
+            return {n - before[who] for who, n in self.scraped().items()} == {self.fleet.started - began}
+
+        eventually(heard, SLOW, 0.5)
         really = self.fleet.started - began
-        eventually(lambda: {n - before[who] for who, n in self.scraped().items()} == {really}, SLOW, 0.5)
         grown = self.prometheus.values(f"sum(max by (broker, task, queue) ({STARTED} - ({STARTED} @ {then})))")
         assert grown == [really]
         return grown[0]
