@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .facts import Buckets, Family, Labels
-from .labels import UNKNOWN, Caps
+from .labels import OTHER, UNKNOWN, Caps
 
 if TYPE_CHECKING:
     from .catalog import Metric
@@ -62,6 +62,10 @@ HISTOGRAMS: tuple[tuple[str, Labels], ...] = (
     ("celery_task_total_seconds", ()),
     ("celery_task_retries", ()),
 )
+
+
+MOST_ROWS = 20_000
+"""Of tasks times queues, each some 20 series: the caps of both alone would let a million through."""
 
 
 class Row:
@@ -148,6 +152,7 @@ class Rows:
         self.catalog = catalog
         self.caps = caps
         self.names: dict[str, TaskName] = {}
+        self._count = 0
         self.bounds = [catalog[name].buckets for name, _ in HISTOGRAMS]
 
     def name(self, task: str) -> TaskName:
@@ -166,7 +171,12 @@ class Rows:
         if found is None:
             queue = self.caps.admit("queue", queue or UNKNOWN)
             found = name.rows.get(queue)
+            if found is None and self._count >= MOST_ROWS and queue != UNKNOWN:
+                self.caps.overflow["queue"] += queue != OTHER
+                queue = OTHER
+                found = name.rows.get(queue)
             if found is None:
+                self._count += 1
                 found = name.rows[queue] = Row(name.name, queue)
         return found
 

@@ -101,6 +101,15 @@ def workers() -> None:
     _heard(lambda n: payload([event("worker-heartbeat", f"w{n}-{i}@lies", 1, processed=1) for i in range(100)]), 150)
 
 
+def rows() -> None:
+    """Every task on every queue, two hundred thousand pairs: the page stays one that can be scraped."""
+    pairs = [{"name": f"t{i // 500}", "queue": f"q{i % 500}"} for i in range(200_000)]
+    _heard(
+        lambda n: payload([event("task-sent", "p", 1, uuid=f"{n}-{i}", **pairs[n * 100 + i]) for i in range(100)]),
+        2_000,
+    )
+
+
 def starts() -> None:
     """Runs without end of which nobody has ever seen the beginning."""
     _heard(lambda n: payload([event("task-started", "w@lies", 1, uuid=f"{n}-{i}") for i in range(100)]), 600)
@@ -194,8 +203,8 @@ class _Reply:
 
 BOUNDS: dict[str, Callable[[], None]] = {
     kind.__name__: kind
-    for kind in (entry_names, entry_fields, entries, dispatched_ids, old_schedules, workers, starts, one_id, task_names,
-                 outbox, outbox_nested, bindings, replies)
+    for kind in (entry_names, entry_fields, entries, dispatched_ids, old_schedules, workers, rows, starts, one_id,
+                 task_names, outbox, outbox_nested, bindings, replies)
 }  # fmt: skip
 
 
