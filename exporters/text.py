@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from prometheus_client import utils
@@ -20,7 +21,7 @@ bound_text: Callable[[float], str] = utils.floatToGoString
 def number(value: float) -> str:
     """Return the value as prometheus_client writes it (its `floatToGoString`), quickly for what is common."""
     if -1e6 < value < 1e6:
-        return repr(float(value))
+        return f"{value}.0" if type(value) is int else repr(float(value))  # Python writes whole ones in half the time
     return bound_text(value)
 
 
@@ -153,12 +154,14 @@ class _Histogram(NamedTuple):
     total: str
 
     def text(self, bounds: Sequence[str], value: Buckets) -> str:
-        before, after, cumulative = self.before, self.after, 0.0
-        lines = []
-        for bound, count in zip(bounds, value, strict=False):  # the sum stands behind the last bucket
-            cumulative += count
-            lines.append(f"{before}{bound}{after}{number(cumulative)}\n")
-        lines.append(f"{self.counted}{number(cumulative)}\n{self.total}{number(value[-1])}\n")
+        before, after = self.before, self.after
+        below = list(accumulate(value[:-1]))  # the sum stands behind the last bucket
+        counted = below[-1]
+        if type(counted) is int and counted < 1_000_000:  # then all of them are
+            lines = [f"{before}{bound}{after}{count}.0\n" for bound, count in zip(bounds, below, strict=True)]
+        else:
+            lines = [f"{before}{bound}{after}{number(count)}\n" for bound, count in zip(bounds, below, strict=True)]
+        lines.append(f"{self.counted}{number(counted)}\n{self.total}{number(value[-1])}\n")
         return "".join(lines)
 
 

@@ -39,6 +39,7 @@ NOT_AN_END = frozenset({"retried", "requeued", SUPERSEDED, EXPIRED})
 class Run(Struct, gc=False, eq=False):
     """One delivery of one attempt of a task, as far as it was seen. Times are unix times, 0 = not seen."""
 
+    # What every event looks at stands first, close together: with 100 000 runs the rest is not in the CPU's cache.
     uuid: str
     row: Row
     state: int = WAITING
@@ -48,19 +49,19 @@ class Run(Struct, gc=False, eq=False):
     """When a worker could have taken it, but for its ETA: published, or requeued."""
     first_sent: float = 0.0
     """When the first attempt was published."""
-    eta: float = 0.0
+    previous: Run | None = None
     received_at: float = 0.0
     started_at: float = 0.0
-    ended_at: float = 0.0
-    since: float = 0.0
-    """When it came into its state, by the monitor's clock."""
-    received_clock: int | None = 0
-    started_clock: int | None = 0
-    ended_clock: int | None = 0
-    outcome: str = ""
     held: bool = False
     """Its row is its own, until the name and queue are known."""
-    previous: Run | None = None
+    since: float = 0.0
+    """When it came into its state, by the monitor's clock."""
+    eta: float = 0.0
+    received_clock: int | None = 0
+    started_clock: int | None = 0
+    ended_at: float = 0.0
+    ended_clock: int | None = 0
+    outcome: str = ""
 
 
 class Duplicate(Exception):  # noqa: N818 - not an error
