@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STRAGGLERS = 5.0
+"""Seconds after a goodbye in which what the worker had in its buffer may still come: it says goodbye first."""
 SKEW_WINDOW = 60.0
 """Seconds over which the least delayed heartbeat is looked for."""
 
@@ -192,7 +194,6 @@ class WorkerWatch:
         """A worker says goodbye; in a warm shutdown it still finishes what it runs."""
         host = self.host(e.hostname)
         self._heard(host, e, now)
-        host.trust.settle(host, self)
         host.up, host.lost, host.down_at = False, False, now
 
     def other_pid(self, host: Host, pid: int, now: float) -> Host:
@@ -273,7 +274,10 @@ class WorkerWatch:
                     # Without heartbeats an idle worker and a dead one are the same: it is not claimed to be lost.
                     host.up, host.lost, host.down_at = False, host.heartbeat_at > 0, now
                     self.on_gone(host, now)
-            elif self._is_back(host):
+                continue
+            if not host.lost and now - host.down_at > STRAGGLERS:
+                host.trust.settle(host, self)
+            if self._is_back(host):
                 host.up, host.lost = True, False
                 self.on_back(host)
             elif now - host.down_at > self.forget:

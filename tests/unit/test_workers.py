@@ -528,3 +528,30 @@ def test_a_lower_cap_than_that_of_the_state_file_is_taken() -> None:
     after = restored(story, caps={"worker": 2}, worker_timeout=10, forget_worker_after=20)
     after.wait(100)
     assert after.number("celery_workers", "online") == 0
+
+
+def test_what_a_worker_had_in_its_buffer_comes_after_its_goodbye() -> None:
+    """Celery says `worker-offline` first and then flushes task events: those starts are not missed or untracked."""
+    story = Story()
+    story.worker(active=0, processed=0)
+    run_tasks(story, 3)
+    story.wait(1)
+    story.worker("offline", active=1, processed=5)
+    for uuid in ("flushed-1", "flushed-2"):
+        story.task("received", uuid, name="t", retries=0, at=-0.5)
+        story.task("started", uuid, at=-0.5)
+    story.wait(30)
+    story.worker("online", pid=2, clock=1)
+    assert story.number("celery_task_started_total", "t", "unknown") == 5
+    assert (story.number(MISSED, "w1"), story.number(UNTRACKED, "w1")) == (0, 0)
+
+
+def test_a_start_that_does_not_come_after_the_goodbye_either_is_told() -> None:
+    """Also where the worker does not return."""
+    story = Story()
+    story.worker(active=0, processed=0)
+    run_tasks(story, 3)
+    story.worker("offline", active=1, processed=4)
+    assert story.number(UNTRACKED, "w1") == 0
+    story.wait(30)
+    assert (story.number(MISSED, "w1"), story.number(UNTRACKED, "w1")) == (0, 1)
