@@ -22,7 +22,7 @@ pytestmark = pytest.mark.repository
 
 REQUIREMENTS = ROOT / "requirements"
 PINNED = ("dev.txt", "image.txt", "oldest.txt", "build.txt", "supply.txt")
-_LICENCE = r"(Apache-2\.0|BSD-[23]-Clause|MIT|MPL-2\.0|LGPL-3\.0-only)"
+_LICENCE = r"(Apache-2\.0|BSD-[23]-Clause|MIT|MPL-2\.0|LGPL-3\.0-only|PSF-2\.0)"
 LICENCES = re.compile(rf"\(?{_LICENCE}\)?( (AND|OR) \(?{_LICENCE}\)?)*")
 """Those that Apache-2.0 software may be shipped with, or used beside."""
 ADDRESSES = re.compile(r"https?://|file:|/(?:home|root|work|tmp|usr|opt|var|Users)/|\b\d+\.\d+\.\d+\.\d+:\d+|localhost")
