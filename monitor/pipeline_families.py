@@ -54,8 +54,8 @@ def copy_table(tasks: TaskTable, now: float) -> Table:
     table: Table = []
     for row in tasks.rows.all():
         waiting = row.waiting
-        oldest = now - next(iter(waiting)).since if waiting else 0.0
-        table.append((row.labels, (len(waiting), max(0.0, oldest), *running.get(row, none), *orphaned.get(row, none))))
+        oldest = max(0.0, now - min(waiting)) if waiting else 0.0
+        table.append((row.labels, (sum(waiting.values()), oldest, *running.get(row, none), *orphaned.get(row, none))))
     return table
 
 

@@ -11,7 +11,6 @@ from .labels import OTHER, UNKNOWN, Caps
 
 if TYPE_CHECKING:
     from .catalog import Metric
-    from .runs import Run
 
 # Indices into Row.counts, in the order of COUNTERS.
 (
@@ -94,7 +93,9 @@ class Row:
         self.counts = [0] * len(COUNTERS)
         self.histograms: list[Buckets | None] = [None] * len(HISTOGRAMS)
         self.exceptions: dict[tuple[str, str], int] = {}
-        self.waiting: dict[Run, None] = {}
+        # How many runs wait, by when they began to: of a batch of events all at the same moment. A dict of the runs
+        # would be out of the CPU's cache with 100 000 of them, and cost a tenth of all the time an event takes.
+        self.waiting: dict[float, int] = {}
         self.deferred: list[tuple[str, str, dict[str, Any]]] | None = None
         self.late_ends = 0
         self.series: list[Labels] = []

@@ -56,6 +56,8 @@ class Run(Struct, gc=False, eq=False):
     """Its row is its own, until the name and queue are known."""
     since: float = 0.0
     """When it came into its state, by the monitor's clock."""
+    waits: float = 0.0
+    """Since when it has been counted among its row's waiting, by the monitor's clock; 0 where it is not."""
     eta: float = 0.0
     received_clock: int | None = 0
     started_clock: int | None = 0
@@ -66,6 +68,25 @@ class Run(Struct, gc=False, eq=False):
 
 class Duplicate(Exception):  # noqa: N818 - not an error
     """The event was seen before, or says nothing new."""
+
+
+def line_up(run: Run) -> None:
+    """Count a run among its row's waiting, from when it came into its state."""
+    waiting = run.row.waiting
+    run.waits = since = run.since
+    waiting[since] = waiting.get(since, 0) + 1
+
+
+def leave_line(run: Run) -> None:
+    """Count a run among its row's waiting no more, if it was."""
+    since = run.waits
+    if since:
+        waiting = run.row.waiting
+        if waiting[since] > 1:
+            waiting[since] -= 1
+        else:
+            del waiting[since]
+        run.waits = 0.0
 
 
 def chain(head: Run | None) -> Iterator[Run]:

@@ -27,6 +27,8 @@ from .runs import (
     WAITING,
     Run,
     chain,
+    leave_line,
+    line_up,
     link,
     parse_eta,
 )
@@ -161,7 +163,7 @@ class RunStore:
             self._sequence += 1
             heappush(self._delayed, (run.eta, self._sequence, run))
         else:
-            run.row.waiting[run] = None
+            line_up(run)
 
     def _leave(self, run: Run) -> None:
         """Take a run out of wherever its state has put it."""
@@ -172,7 +174,7 @@ class RunStore:
         elif state == ORPHANED:
             self.orphans.pop(run, None)
         elif state != ENDED:
-            run.row.waiting.pop(run, None)
+            leave_line(run)
             if state == RECEIVED and run.host is not None:
                 run.host.reserved -= 1
 
@@ -212,8 +214,8 @@ class RunStore:
         run.row = row
         run.held = False
         row.absorb(own)
-        if run in own.waiting:
-            row.waiting[run] = None
+        if run.waits:
+            row.waiting[run.waits] = row.waiting.get(run.waits, 0) + 1
         if self.observer is not None and own.deferred:
             for kind, hostname, extra in own.deferred:
                 self.observer.observe(kind, row.task, row.queue, hostname, **extra)
@@ -235,8 +237,8 @@ class RunStore:
         while delayed and delayed[0][0] <= now:
             run = heappop(delayed)[2]
             if run.state < STARTED:
-                run.row.waiting[run] = None
                 run.since = now
+                line_up(run)
         expiring = self._expiring
         while expiring and expiring[0][0] <= now:
             run = heappop(expiring)[2]
@@ -247,12 +249,13 @@ class RunStore:
             self._sweep(now)
 
     def _sweep(self, now: float) -> None:
-        old = [
-            run
-            for row in self.rows.all()
-            for run in islice(row.waiting, 2_000)
-            if now - run.since > self.expire and not (run.state == RECEIVED and run.host is not None and run.host.up)
-        ]
+        since = now - self.expire
+        old = []
+        if any(min(row.waiting) < since for row in self.rows.all() if row.waiting):
+            for run in self.open_runs():
+                taken = run.state == RECEIVED and run.host is not None and run.host.up
+                if run.waits and run.since < since and not taken:
+                    old.append(run)
         old += [run for run in self.orphans if now - run.since > self.expire]
         for run in old:
             self._give_up(run, "forgotten")
@@ -295,9 +298,7 @@ class RunStore:
     def holds_tasks(self, host: Host, now: float) -> bool:
         """Tell whether a worker has received tasks that it could have started by now and did not."""
         return host.reserved > 0 and any(
-            run.host is host and run.state == RECEIVED and run.eta <= now
-            for row in self.rows.all()
-            for run in row.waiting
+            run.host is host and run.state == RECEIVED and run.eta <= now for run in self.open_runs()
         )
 
     def redeem_orphans(self, run: Run, now: float) -> None:

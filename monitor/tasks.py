@@ -25,6 +25,7 @@ from .runs import (
     for_received,
     for_sent,
     for_started,
+    leave_line,
     link,
     parse_eta,
 )
@@ -164,7 +165,7 @@ class TaskTable(RunStore):
         state = run.state
         if state == ENDED and run.outcome != SUPERSEDED:
             return  # its end overtook it
-        run.row.waiting.pop(run, None)
+        leave_line(run)
         if state == RECEIVED:
             host.reserved -= 1
         elif state == ENDED:  # given up as superseded, and started all the same: two deliveries of one message

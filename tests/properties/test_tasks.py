@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from celeryscope.monitor.events import TaskEvent, WorkerEvent
@@ -133,13 +134,14 @@ def check(story: Story, before: dict[tuple[str, ...], float]) -> dict[tuple[str,
 def books_agree(story: Story) -> None:
     table = story.table
     runs = [run for head in table.live.values() for run in iterate(head) if run.state != 4]
-    waiting = {id(run) for row in table.rows.all() for run in row.waiting}
-    held_waiting = {id(run) for run in runs if run in run.row.waiting}
-    assert waiting <= held_waiting
+    lines = Counter((id(run.row), run.waits) for run in runs if run.waits)
+    waiting = {(id(row), since): n for row in table.rows.all() for since, n in row.waiting.items()}
+    assert waiting.items() <= lines.items()
+    assert all(lines[id(run.row), run.waits] == run.row.waiting[run.waits] for run in runs if run.waits)
     running = {id(run) for host in table.workers.hosts.values() for run in host.running}
     gone = {id(run) for run in table.orphans}
     assert running.isdisjoint(gone)
-    assert waiting.isdisjoint(running | gone)
+    assert not any(run.waits for run in runs if id(run) in running | gone)
     assert running | gone <= {id(run) for run in runs} | set()
     for host in table.workers.hosts.values():
         assert host.reserved == sum(run.state == 1 and run.host is host for run in runs)
