@@ -40,7 +40,7 @@ def set_to(file: Path, seconds: float) -> None:
 def test_workers_with_wrong_clocks_are_told_and_fool_nobody(valkey: RedisServer, tmp_path: Path) -> None:
     """Their skew, each wait of their tasks (in the histogram or as negative), their life and their missed starts.
 
-    Then their clocks are set right, forth and back, as when NTP comes late: that costs no start, and hides none.
+    Then their clocks are set right, back and forth, as when NTP comes late: that costs no start, and hides none.
     """
     clocks = {"ahead": tmp_path / "ahead", "behind": tmp_path / "behind"}
     state = ("--state-dir", tmp_path / "state", *TIMEOUT)
@@ -56,11 +56,20 @@ def test_workers_with_wrong_clocks_are_told_and_fool_nobody(valkey: RedisServer,
         eventually(lambda: all_accounted(first.page(), TASKS), 60)
         tells_the_clocks(first.page())
         alive_for_longer_than_the_timeout(first)
+        for file in clocks.values():
+            set_to(file, 0.0)
+        for _ in range(2):
+            run_all(ours, 10)
+            heard_again(first)
+        eventually(lambda: all_accounted(first.page(), TASKS + 20), 60)
+        later = {worker: waits(first.page(), worker)[0] for worker in WORKERS}
+        assert min(later["ahead"], later["right"]) == TASKS + 20
+        assert later["behind"] >= 10  # its clock is right by the second turn, so these waits can be believed
         first.ended()
         run_all(ours, 10)  # of which no monitor hears
         with running(monitor(tmp_path, valkey.url, *state)) as second:
             run_all(ours, 10)
-            eventually(lambda: all_accounted(second.page(), TASKS + 10, missed=10), 60)
+            eventually(lambda: all_accounted(second.page(), TASKS + 30, missed=10), 60)
             assert {says(second.page(), "starts_missed_down_total", worker) for worker in WORKERS} == {10}
             for worker in (ahead, behind):
                 worker.send(signal.SIGKILL)
