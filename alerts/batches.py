@@ -26,7 +26,8 @@ MOST_ENTRIES = 1_000
 Timestamp = Annotated[float, Meta(gt=0, lt=1e11)]
 Count = Annotated[int, Meta(ge=1, le=10**9)]
 Dropped = Annotated[int, Meta(ge=0, le=10**9)]
-Retries = Annotated[int, Meta(ge=-(2**31), le=2**31)]
+Retries = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""As many as Python's `sys.maxsize`: with it people say "for ever"."""
 Setting = bool | int | float | str | None
 Fingerprint = Annotated[str, Meta(min_length=1, max_length=64)]
 Ident = Annotated[str, Meta(min_length=1, max_length=200)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 import pytest
 from alerting import as_json, batch, entry
@@ -100,6 +102,13 @@ def without(body: bytes, key: str) -> bytes:
     content = as_json(body)
     del content[key]
     return msgspec.json.encode(content)
+
+
+def test_a_task_that_is_retried_for_ever_is_told_as_any_other():
+    """People write `max_retries=sys.maxsize`; the whole batch would be refused over it."""
+    told = decode(batch(entry(retries=3, max_retries=sys.maxsize)))
+    assert told.entries[0].sample.max_retries == sys.maxsize
+    assert sample_from(sample_text(told.entries[0].sample)) == told.entries[0].sample
 
 
 @pytest.mark.parametrize(
