@@ -116,6 +116,17 @@ def test_what_was_half_taken_in_is_freed_and_not_kept_for_good(tmp_path: Path) -
         gc.unfreeze()
 
 
+def test_a_page_and_a_dump_at_once_hold_the_collector_back_until_both_have_ended() -> None:
+    """Neither lets it loose upon the other, and none leaves it off for good."""
+    assert gc.isenabled()
+    page, dump = held_back(), held_back()
+    with page:
+        dump.__enter__()
+    assert not gc.isenabled()
+    dump.__exit__(None, None, None)
+    assert gc.isenabled()
+
+
 def test_a_disk_that_hangs_holds_up_the_end_for_a_while_and_not_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
