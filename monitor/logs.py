@@ -101,17 +101,26 @@ def cover_crashes() -> None:
 
     def thread_ended(args: threading.ExceptHookArgs) -> None:
         if args.exc_type is not SystemExit:
-            _crashed(args.exc_type, args.exc_value, args.exc_traceback)
+            thread = f"ended the thread {args.thread.name}" if args.thread else "ended a thread"
+            _crashed(args.exc_type, args.exc_value, args.exc_traceback, thread)
+
+    def ignored(args: sys.UnraisableHookArgs) -> None:
+        where = getattr(args.object, "__qualname__", type(args.object).__qualname__)
+        _crashed(args.exc_type, args.exc_value, args.exc_traceback, f"was ignored in {where}")
 
     sys.excepthook = _crashed
     threading.excepthook = thread_ended
-    sys.unraisablehook = lambda args: _crashed(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = ignored
 
 
-def _crashed(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+def _crashed(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None, what: str = "ended the process"
+) -> None:
+    error = kind() if error is None else error
     ours = any(isinstance(h.formatter, (TextFormatter, JsonFormatter)) for h in logging.getLogger().handlers)
     if ours and not issubclass(kind, KeyboardInterrupt):
-        logging.getLogger(ROOT).critical("an error that nobody expected", exc_info=(kind, error or kind(), trace))
+        line = "an error that nobody expected %s"
+        logging.getLogger(ROOT).critical(line, what, exc_info=(kind, error, trace))
         return
     text = "".join(traceback.format_exception(kind, error, trace))
     sys.stderr.write(_without(_hideable(_hidden), printable(text)))

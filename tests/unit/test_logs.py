@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING
 
@@ -100,3 +102,30 @@ def test_warnings_of_libraries_become_log_lines() -> None:
         warnings.warn("old way", DeprecationWarning, stacklevel=1)
         logging.captureWarnings(capture=False)
     assert "old way" in stream.getvalue()
+
+
+class _Empty(Exception):
+    """False, and not made without an argument, as errors of libraries can be."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_crash_says_what_ended_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back at the end
+    logs.cover_crashes()
+    stream = lines("warning", secrets=("hunter22",))
+    try:
+        raise _Empty("of hunter22")
+    except _Empty as error:
+        kind, trace = type(error), error.__traceback__
+        sys.excepthook(kind, error, trace)
+        threading.excepthook(threading.ExceptHookArgs((kind, error, trace, threading.Thread(name="sampler"))))
+    text = stream.getvalue()
+    assert "expected ended the process\n" in text
+    assert "expected ended the thread sampler\n" in text
+    assert text.count('raise _Empty("of ***")') == text.count("_Empty: of ***\n") == 2
