@@ -69,7 +69,8 @@ class Links:
         links = [*self._flower(incident, known=known), *self._grafana(incident, now, known=known)]
         if runbook:
             name = quote(runbook, safe="/#?&=%:+,.@~()")
-            links.append(Link("Runbook", runbook if "://" in runbook else f"{self.runbooks.rstrip('/')}/{name}"))
+            page = runbook.strip().replace(" ", "%20").replace("'", "%27")  # as browsers do when they are given those
+            links.append(Link("Runbook", page if "://" in runbook else f"{self.runbooks.rstrip('/')}/{name}"))
         return [link for link in links if _presentable(link.url)]
 
     def _flower(self, incident: Incident, *, known: bool) -> list[Link]:

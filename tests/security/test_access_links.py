@@ -85,6 +85,7 @@ def runbook(given: str, base: str = "https://wiki.example/runbooks/") -> list[st
         ("payments.md", "https://wiki.example/runbooks/payments.md"),
         ("https://other.example/a?b=c#d", "https://other.example/a?b=c#d"),
         ("how to pay.md", "https://wiki.example/runbooks/how%20to%20pay.md"),
+        ("https://wiki.example/Don't panic", "https://wiki.example/Don%27t%20panic"),
         # Without :// it is a name, which cannot leave the site that the alerter's settings name.
         ("javascript:alert(1)", "https://wiki.example/runbooks/javascript:alert(1)"),
         ("//evil.example", "https://wiki.example/runbooks///evil.example"),
