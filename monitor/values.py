@@ -121,7 +121,8 @@ def is_near(host: str) -> bool:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return is_local(host) or is_internal(host)
-    return address.is_private and not address.is_unspecified
+    # What is not global is private, or shared (100.64.0.0/10): of Kubernetes' pods at AWS, and of Tailscale.
+    return not address.is_global and not address.is_unspecified
 
 
 def _host(url: str) -> str:

@@ -148,6 +148,8 @@ def settings_of(kind: type[Settings], **variables: str) -> Settings:
         "http://inbox:8080/api/",
         "http://slack-proxy.tools.svc.cluster.local/api/",
         "http://10.1.2.3:8080/",
+        "http://100.64.1.2:8080/",
+        "http://[fd00::1]:8080/",
     ],
 )
 def test_where_a_credential_may_be_sent(address: str) -> None:
