@@ -103,6 +103,10 @@ class Chain:
         """The earliest slot that is neither dispatched nor counted as missed."""
         self.counted = 0
         """Misses counted since the anchor."""
+        self.walked = 0
+        """Slots of a calendar that were walked over one by one: that is what takes long."""
+        self.behind: tuple[float, float, int, int] | None = None
+        """A skipped slot, the one that was served, most slots to count from one to the other, and those not to."""
         self._look: tuple[float, float] = (math.nan, math.nan)  # an open slot, and when it will have been missed
         self.grid: list[Any] = ["", 0.0, 0, 0.0]
         """The ideal grid of an interval: its boot, its start, the slots that boot had counted then, its interval."""
@@ -124,6 +128,7 @@ class Chain:
         if schedule != (self.kind, self.spec, self.tz, self.every):
             self.kind, self.spec, self.tz, self.every = schedule
             self.slots = build(*schedule)
+            self.behind = None
             self._expect(next_due)
         elif next_due is not None and not self._predicts() and self._may_move(next_due, moment):
             self._expect(next_due)
@@ -161,21 +166,31 @@ class Chain:
         if self.due is not None and self.due < self.since:
             self.due = self.slots.open_at(self.due, self.since)
 
-    def confirm(self, horizon: float, most: int = WALK) -> int:
-        """Count as missed what must be: nothing was dispatched up to `horizon`, by the beat's clock.
-
-        Return how many slots were walked over one by one, `most` at most: that is what takes long.
-        """
+    def confirm(self, horizon: float, most: int = WALK) -> None:
+        """Count as missed what must be: nothing was dispatched up to `horizon`, by the beat's clock."""
+        if self.behind is not None:
+            self._catch_up(*self.behind, most)
         if self.due is None or not self.enabled or horizon <= self.due:
-            return 0
+            return
         if self._look[0] != self.due:
             self._look = (self.due, self.slots.after(self.due) or math.inf)
         if horizon < self._look[1]:
-            return 0
-        count, self.due = self.slots.missed(self.due, horizon, most)
+            return
+        count, self.due = self._walk(self.due, horizon, most)
         self.missed += count
         self.counted += count
-        return count if self.slots.calendar else 0
+
+    def _walk(self, due: float, horizon: float, most: int) -> tuple[int, float]:
+        count, due = self.slots.missed(due, horizon, most)
+        self.walked += count if self.slots.calendar else 0
+        return count, due
+
+    def _catch_up(self, due: float, served: float, left: int, free: int, most: int) -> None:
+        """Count on where a dispatch found too many slots skipped before it."""
+        most = min(most, left)
+        count, due = self._walk(due, served, most)
+        self.missed += max(0, count - free)
+        self.behind = (due, served, left - count, max(0, free - count)) if due < served and left > count else None
 
     def awaits(self, sent: float) -> bool:
         """Tell whether a dispatch at that time may still be counted: it serves no slot that was judged already."""
@@ -226,10 +241,16 @@ class Chain:
         """Count the slots that were skipped before this attempt; return the slot that it served, if one was due."""
         if self.due is None:
             return None
-        count, due = self.slots.missed(self.due, r.sent, r.most)
+        count, due = self._walk(self.due, r.sent, r.most)
+        reached = due
+        if self.slots.calendar and count == r.most:
+            due = self.slots.open_at(due, r.sent)
         served = due if due <= r.sent + INSTANT else None
-        if attempts > 1 and self.slots.calendar:
-            count = max(0, count + (served is not None) - attempts)
+        if self.slots.calendar:
+            others = attempts - (served is not None)
+            if reached < due:
+                self.behind = (reached, due, WALK - count, max(0, others - count))
+            count = max(0, count - others)
         elif attempts > 1:
             # Only beat knows how the slots of an interval, which slide, lay between runs that we did not see.
             skipped = max(0, r.tally.skipped - r.before.skipped - self.counted)

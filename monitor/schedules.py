@@ -65,7 +65,9 @@ class _Run(NamedTuple):
 def _confirm(app: BeatApp, horizon: float) -> None:
     """Let the entries count what was missed; where that is much, it goes on with a later word or tick."""
     for chain in app.chains.values():
-        app.steps -= chain.confirm(horizon, max(0, app.steps))
+        walked = chain.walked
+        chain.confirm(horizon, max(0, app.steps))
+        app.steps -= chain.walked - walked
 
 
 class Ledger:
@@ -248,9 +250,9 @@ class Ledger:
             report = Report(
                 boot.name, before, known is None, merged, last.sent, due, last.first, peers, younger, max(1, app.steps)
             )
-            missed = chain.missed
+            walked = chain.walked
             due = chain.report(report)
-            app.steps -= (chain.missed - missed) * chain.slots.calendar
+            app.steps -= chain.walked - walked
         new = merged != before or last.due is not None
         if last.uuid is not None and tally.dispatched and new and self.watched.get(last.uuid) is None:
             self._watch(last.uuid, _Run(app.name, entry, due))

@@ -360,6 +360,40 @@ def test_a_restarted_monitor_goes_on_where_it_was():
     assert w.entry("missed_total", "two") == 0
 
 
+@pytest.mark.parametrize("returned", [0.0, 3_600.0], ids=["with-the-monitor", "before-the-monitor"])
+def test_after_a_long_outage_of_beat_and_monitor_all_that_was_missed_is_counted_by_and_by(returned):
+    names = [f"minutely {number}" for number in range(20)]
+    w, beat = world({name: {"task": "proj.add", "schedule": crontab()} for name in names})
+    w.run(200.0)
+    stored = w.kill(beat)
+    w.run(60.0)
+    w.monitor_up = False
+    w.run(6 * 3_600.0)
+    if returned:
+        w.start(stored=stored)
+        w.run(returned)
+    w.monitor_up = True
+    w.restart_monitor()
+    if not returned:
+        w.start(stored=stored)
+    w.run(20.0)
+    assert max(w.entry("drift_seconds", name) for name in names) < 60.0
+    w.run(70.0)
+    # The first run of the beat that came back served the slot that was open then.
+    slots = [{slot // 60 for slot in w.attempts[name]} for name in names]
+    assert [w.entry("missed_total", name) for name in names] == [max(s) - min(s) + 1 - len(s) for s in slots]
+
+
+def test_a_liar_who_claims_runs_has_no_more_slots_walked_over_than_one_who_does_not():
+    w, _ = world({})
+    fields = {"app": "proj", "boot": "liar", "kind": "crontab", "spec": "* * * * *", "dispatched": 1}
+    for number in range(50):
+        w.receive("beat-dispatched", {**fields, "entry": f"e{number}", "sent": w.now, "uuid": f"u{number}"}, "x@h")
+    walked = {f"e{number}": [2**50, 0, w.now + 1e7] for number in range(50)}
+    w.receive("beat-heartbeat", {"app": "proj", "boot": "liar", "seq": 1, "totals": walked}, "x@h")
+    assert sum(chain.walked for chain in w.ledger.apps["proj"].chains.values()) < 2_100
+
+
 def test_a_new_monitor_blames_nobody_for_what_was_before_it():
     w, beat = world()
     w.run(30.0)
