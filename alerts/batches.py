@@ -154,7 +154,9 @@ def _read(raw: bytes) -> Batch:
 
 def redacted(sample: Sample) -> Sample:
     """Return the sample without secrets. Workers have done that already, but whoever can publish need be no worker."""
-    texts = {name: _redactor.text((getattr(sample, name) or "")[: 2 * length]) for name, length in _PROSE.items()}
+    texts = {
+        name: _redactor.text(text[: 2 * length]) for name, length in _PROSE.items() if (text := getattr(sample, name))
+    }
     given = {
         name: {key: MASK if _redactor.secret(key) else _redactor.text(value) for key, value in pairs.items()}
         for name in ("args", "kwargs")

@@ -7,7 +7,7 @@ import sys
 import msgspec
 import pytest
 from alerting import as_json, batch, entry
-from celeryscope.alerts.batches import LARGEST, RejectedError, decode, sample_from, sample_text
+from celeryscope.alerts.batches import LARGEST, RejectedError, decode, redacted, sample_from, sample_text
 from celeryscope.alerts.incidents import OPEN, RESOLVED, absorb, level, merged, over, tallies
 
 NOW = 1_790_000_000.0
@@ -102,6 +102,12 @@ def without(body: bytes, key: str) -> bytes:
     content = as_json(body)
     del content[key]
     return msgspec.json.encode(content)
+
+
+@pytest.mark.parametrize("traceback", [None, "ZeroDivisionError: division by zero"])
+def test_what_a_worker_has_redacted_stays_as_it_is(traceback):
+    told = decode(batch(entry(traceback=traceback, args={"token": "***"}, settings={"channel": "#payments"})))
+    assert redacted(told.entries[0].sample) == told.entries[0].sample
 
 
 def test_a_task_that_is_retried_for_ever_is_told_as_any_other():
