@@ -6,6 +6,7 @@ on. Fields that are missing are told by those who take them back; unknown ones a
 
 from __future__ import annotations
 
+from sys import float_info
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,10 +16,11 @@ from .rows import COUNTERS, HISTOGRAMS
 
 Time = Annotated[float, Meta(gt=-1e12, lt=1e12)]
 Whole = Annotated[int, Meta(ge=-(2**60), le=2**60)]
-Number = Annotated[float, Meta(ge=-1e308, le=1e308)]
+Number = Annotated[float, Meta(ge=-float_info.max, le=float_info.max)]
 Buckets = list[Number]
-Counts = Annotated[list[Whole], Meta(min_length=len(COUNTERS), max_length=len(COUNTERS))]
-Histograms = Annotated[list[Buckets | None], Meta(min_length=len(HISTOGRAMS), max_length=len(HISTOGRAMS))]
+# Fewer are an older version's, which did not have the last ones yet.
+Counts = Annotated[list[Whole], Meta(max_length=len(COUNTERS))]
+Histograms = Annotated[list[Buckets | None], Meta(max_length=len(HISTOGRAMS))]
 
 
 class _Columns(Struct):
