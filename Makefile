@@ -11,8 +11,10 @@ BOARDS := $(BIN)/python -m celeryscope dashboards build --config /dev/null --out
 PYTEST ?= $(BIN)/python -m pytest
 # Most tests wait for processes; those of one file share theirs.
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadfile
+# What breaks, floods or attacks what it starts for itself.
+FAULTS := tests/chaos tests/security
 # What `make integration-packages` installs, by Debian's names; the second line is for `make compose-test`.
-DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium systemd \
+DEBIAN_PACKAGES := redis-server rabbitmq-server prometheus prometheus-alertmanager postgresql chromium systemd faketime \
 	docker.io mmdebstrap iproute2 iptables
 
 PACKAGES := $(sort $(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
@@ -79,12 +81,15 @@ bench-check: $(VENV)/.complete ## whether something has become slower than in te
 	$(BIN)/python tests/bench/check.py $(if $(UPDATE),--update)
 
 integration: $(VENV)/.complete oldest-env ## the tests that need servers of the system as well
-	$(PYTEST) -m "system and not soak and not compose" $(or $(TESTS),tests)
+	$(PYTEST) -m "system and not soak and not compose" $(or $(TESTS),tests $(addprefix --ignore=,$(FAULTS)))
+ifndef TESTS
+	$(PYTEST) $(SIDE_BY_SIDE) -m "system and not soak and not compose" $(FAULTS)
+endif
 
 compose-test: $(VENV)/.complete ## docker-compose.yml for real; without Docker, on an engine of its own (as root)
 	.ci/compose-test
 
-soak: $(VENV)/.complete ## what takes many minutes: 20 000 real failures, a storm of 100 000 (servers as for integration)
+soak: $(VENV)/.complete ## what takes hours: faults, loads and storms in full (servers as for integration)
 	$(PYTEST) -m soak -rP $(or $(TESTS),tests)
 
 integration-packages: ## install those servers (Debian, Ubuntu)
