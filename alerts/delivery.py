@@ -48,6 +48,13 @@ class MisconfiguredError(DeliveryError):
         self.one_channel = one_channel
 
 
+class RefusedError(DeliveryError):
+    """What this one message says is not taken, for the reason `code`; others may be."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__("refused", f"{code}: what it says is refused, in plain words too")
+
+
 class GoneError(DeliveryError):
     """The message cannot be changed any more: somebody deleted it, or it has to be posted afresh."""
 

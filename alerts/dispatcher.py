@@ -19,6 +19,7 @@ from .delivery import (
     MisconfiguredError,
     Place,
     RateLimitedError,
+    RefusedError,
     UncertainError,
     UnreachableError,
 )
@@ -31,6 +32,8 @@ logger = logging.getLogger("celeryscope.alerter")
 
 BROKEN_CHANNEL = 60.0
 """Seconds until a channel that refused us, or a workspace that refused our token, is tried again."""
+REFUSED = 600.0
+"""Seconds until a message that is not taken as it stands is tried again: it may say something else by then."""
 NOTICE_EVERY = 6 * 3_600.0
 _LATE = 0.5
 """The part of a lease after which a call is not begun any more."""
@@ -85,6 +88,8 @@ class Dispatcher:
             self._limited(work, error)
         except GoneError:
             self._gone(work)
+        except RefusedError as error:
+            self._refused(work, error)
         except MisconfiguredError as error:
             self._misconfigured(work, error)
         except UnreachableError as error:
@@ -185,6 +190,10 @@ class Dispatcher:
             self.mailbox.unposted(work)
         else:
             self.mailbox.updated(work, self.clock())
+
+    def _refused(self, work: Work, error: RefusedError) -> None:
+        logger.error("Slack channel %s: a message is not taken: %s. It waits.", work.message.channel, error)
+        self._give_back(work, self.clock() + REFUSED, certain=True)
 
     def _misconfigured(self, work: Work, error: MisconfiguredError) -> None:
         now, channel = self.clock(), work.message.channel

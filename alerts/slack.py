@@ -29,6 +29,7 @@ from .delivery import (
     MisconfiguredError,
     Place,
     RateLimitedError,
+    RefusedError,
     UncertainError,
     UnreachableError,
 )
@@ -72,13 +73,6 @@ _HISTORY_UNKNOWN = {
     "not_in_channel",
     "method_deprecated",
 }
-
-
-class _RefusedError(MisconfiguredError):
-    """Slack refuses what we made of it: say it again in plain text; where that is refused, only people can help."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code, "Slack refuses the message, in plain words too", one_channel=True)
 
 
 def _silent() -> logging.Logger:
@@ -211,7 +205,7 @@ class SlackWeb:
     def _say(self, method: str, view: View, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return self._call(method, {**body, **slack_blocks.message(view)})
-        except _RefusedError:
+        except RefusedError:
             return self._call(method, {**body, **slack_blocks.in_words(view)})
 
     def _call(self, method: str, body: dict[str, Any], *, form: bool = False) -> dict[str, Any]:
@@ -233,7 +227,7 @@ class SlackWeb:
         ):  # slack_sdk's, over what is none of Slack's JSON
             failure = UncertainError("strange_answer", "what answers does not speak like Slack")
         # Outside of the handlers: slack_sdk's errors carry the request with its token.
-        self._noted(_status(failure))
+        self._noted(failure.status)
         raise failure
 
 
@@ -253,7 +247,7 @@ class SlackWebhook:
         """Post a message; where it went nobody says."""
         try:
             self._send(slack_blocks.message(view))
-        except _RefusedError:
+        except RefusedError:
             self._send(slack_blocks.in_words(view))
         return Place("", "")
 
@@ -285,7 +279,7 @@ class SlackWebhook:
             failure = _failure(answer.status_code, answer.headers, answer.body.strip()[:60])
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             failure = _unheard(error)
-        self._noted(_status(failure))
+        self._noted(failure.status)
         raise failure
 
 
@@ -328,10 +322,6 @@ def _channel_status(info: Mapping[str, Any] | None) -> str | None:
     return None if info.get("is_member") else "not_in_channel"
 
 
-def _status(failure: DeliveryError) -> str:
-    return "refused" if isinstance(failure, _RefusedError) else failure.status
-
-
 def _failure(status: int, headers: Mapping[str, Any], code: str) -> DeliveryError:
     """Return what an answer that is not "ok" means."""
     if status == 429 or code in ("ratelimited", "rate_limited"):
@@ -339,7 +329,7 @@ def _failure(status: int, headers: Mapping[str, Any], code: str) -> DeliveryErro
     if status >= 500 or code in _TRANSIENT:
         return UncertainError(code or f"http_{status}")
     if code in _OURS:
-        return _RefusedError(code)
+        return RefusedError(code)
     if code in _GONE:
         return GoneError(code)
     code = code if re.fullmatch(r"[a-z_]+", code) else f"http_{status}"

@@ -13,6 +13,7 @@ from celeryscope.alerts.delivery import (
     MisconfiguredError,
     Place,
     RateLimitedError,
+    RefusedError,
     UncertainError,
     UnreachableError,
 )
@@ -261,6 +262,13 @@ def test_blocks_that_slack_refuses_are_said_in_words(inbox, slack):
     slack.post("#pay", MESSAGES["new"], "m1")
     assert "shop.charge" in inbox.top()[0].text
     assert inbox.top()[0].body["blocks"] == []
+
+
+def test_what_is_refused_in_words_too_is_no_fault_of_the_channel(inbox, slack):
+    inbox.script = lambda method: Fault(error="msg_too_long")
+    with pytest.raises(RefusedError, match="msg_too_long") as caught:
+        slack.post("#pay", MESSAGES["new"], "m1")
+    assert caught.value.status == "refused"
 
 
 def test_without_the_scope_history_is_unknown(inbox, slack):

@@ -18,6 +18,7 @@ from celeryscope.alerts.delivery import (
     MisconfiguredError,
     Place,
     RateLimitedError,
+    RefusedError,
     UncertainError,
     UnreachableError,
 )
@@ -437,6 +438,27 @@ def test_a_broken_channel_is_complained_of_elsewhere_and_its_incidents_wait(desk
     desk.run(80)
     assert desk.counts()["shop.charge"] == 1
     assert desk.kinds().count("notice") == 1
+
+
+def test_a_message_that_slack_refuses_holds_up_no_other(desk, clock, slack, monkeypatch, caplog):
+    """It would be the oldest each time its channel is tried again, and silence that for good."""
+    post = slack.post
+
+    def picky(channel, view, message_id):
+        if any(told.task == "shop.odd" for told in view.incidents):
+            raise RefusedError("msg_too_long")
+        return post(channel, view, message_id)
+
+    desk.fail(at(clock, "g", task="shop.odd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(slack, "post", picky)
+        desk.run(3)
+        desk.fail(at(clock))
+        desk.run(300, step=5)
+        assert desk.counts() == {"shop.charge": 1}
+        assert sum("msg_too_long" in record.message for record in caplog.records) == 1
+    desk.run(600, step=10)
+    assert desk.counts() == {"shop.charge": 1, "shop.odd": 1}
 
 
 def test_a_wrong_token_stops_everything_loudly_and_loses_nothing(desk, clock, slack, caplog):
