@@ -53,7 +53,7 @@ def push(dry_run: bool, **options: object) -> None:
     if not settings.grafana_url:
         raise click.ClickException("--grafana-url: say which Grafana (or set CELERYSCOPE_GRAFANA_URL)")
     token = settings.grafana_token.get_secret_value() if settings.grafana_token else ""
-    if token:
+    if token or without_userinfo(settings.grafana_url) != settings.grafana_url:
         _warn_of_clear_text(settings.grafana_url)
     models = [rendered(board) for board in all_boards(settings.flower_url)]
     try:

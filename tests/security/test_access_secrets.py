@@ -22,6 +22,7 @@ from celeryscope.alerts.settings import AlerterSettings
 from celeryscope.alerts.slack import SlackWeb
 from celeryscope.alerts.views import View
 from celeryscope.dashboards import cli as dashboards_cli
+from celeryscope.dashboards import push
 from celeryscope.dashboards.settings import DashboardsSettings
 from celeryscope.demo import inbox
 from celeryscope.exporters import auth
@@ -29,6 +30,7 @@ from celeryscope.monitor import logs
 from celeryscope.monitor.broker import BrokerConfig, connect, reason
 from celeryscope.monitor.configuration import Settings, SettingsError, load
 from celeryscope.monitor.masking import secrets_in
+from click.testing import CliRunner
 from flower import views as flowers_views
 from helpers import ROOT
 from pydantic import SecretStr
@@ -230,6 +232,30 @@ def test_a_token_that_would_go_over_the_network_in_clear_text_earns_a_warning(
         said = capsys.readouterr().err
         assert ("warning: --grafana-url" in said) is warned, address
         assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "warned"),
+    [
+        ("http://grafana.example.com", "glsa_1", True),
+        ("http://admin:hunter2@grafana.example.com", "", True),
+        ("http://grafana.example.com", "", False),
+    ],
+)
+def test_who_pushes_boards_is_warned_of_any_credential(
+    monkeypatch: pytest.MonkeyPatch, address: str, token: str, warned: bool
+) -> None:
+    """A token, or a user and password in the address; where there is neither, there is nothing to warn of."""
+
+    def unreachable(*_: object) -> None:
+        raise push.PushError("nobody there")
+
+    monkeypatch.setattr(push, "connected", unreachable)
+    given = {"CELERYSCOPE_GRAFANA_URL": address, **({"CELERYSCOPE_GRAFANA_TOKEN": token} if token else {})}
+    result = CliRunner().invoke(dashboards_cli.dashboards_command, ["push"], env=given)
+    assert "nobody there" in result.output
+    assert ("warning: --grafana-url" in result.output) is warned
+    assert "hunter2" not in result.output
 
 
 @pytest.mark.parametrize(
