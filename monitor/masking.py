@@ -8,10 +8,11 @@ from urllib.parse import quote, unquote
 
 HIDDEN = "***"
 
-# Greedy up to the last @ of a word: a password that was not percent-encoded may hold one.
-_USERINFO = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://[^:/?#@\s]*:)(?P<secret>[^\s'\"]*)@", re.IGNORECASE)
+# Greedy up to the last @ of a word: a password that was not percent-encoded may hold one. Of the scheme its last letter
+# is enough: to look for its beginning costs seconds in a long line of "a-a-a-".
+_USERINFO = re.compile(r"(?P<start>[a-z0-9+.-]://[^:/?#@\s]*:)(?P<secret>[^\s'\"]*)@", re.IGNORECASE)
 # A lone userinfo is a user's name or a token: who reads it cannot know, so it is hidden as well.
-_TOKEN = re.compile(r"(?P<start>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^:/?#\s'\"]+)@", re.IGNORECASE)
+_TOKEN = re.compile(r"(?P<start>[a-z0-9+.-]://)(?P<secret>[^:/?#\s'\"]+)@", re.IGNORECASE)
 _PARAMETER = re.compile(
     r"(?P<start>[?&][\w.-]*(?:password|passwd|passphrase|secret|token|credential|key_id|(?:access|api|account)[-_]?key|"
     r"signature|sig)=)(?P<secret>[^&\s'\"]*)",

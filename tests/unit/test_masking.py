@@ -21,6 +21,7 @@ from celeryscope.monitor.masking import masked, secrets_in
         ("https://t%40ken@a, amqp://u:pw@b", "https://***@a, amqp://u:***@b", {"pw"}),
         ("redis://t0ken@a;redis://:pw@b", "redis://***@a;redis://:***@b", {"pw"}),
         ("https://host/@me and https://host?to=me@home", "https://host/@me and https://host?to=me@home", set()),
+        ("old_redis://:pw@host, 2redis://t0ken@host", "old_redis://:***@host, 2redis://***@host", {"pw"}),
         ("mail me@home at 10:30", "mail me@home at 10:30", set()),
     ],
 )
