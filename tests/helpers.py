@@ -64,6 +64,7 @@ class Process:
         self.argv = [str(a) for a in argv]
         self.log = log
         with log.open("ab") as out:
+            self._begins = out.tell()
             self.popen = subprocess.Popen(
                 self.argv,
                 stdin=subprocess.DEVNULL,
@@ -81,7 +82,8 @@ class Process:
 
     @property
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        """What it has said; what another life said before it into the same file is not its own."""
+        return self.log.read_bytes()[self._begins :].decode(errors="replace")
 
     def running(self) -> bool:
         return self.popen.poll() is None
@@ -187,10 +189,24 @@ class RabbitServer:
 
     def __init__(self, folder: Path, *, management: bool = False) -> None:
         self.folder = folder
+        self.binary = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin") or system_command("rabbitmq-server")
+        (folder / "enabled_plugins").write_text("[rabbitmq_management]." if management else "[].")
+        for left in (2, 1, 0):
+            self._configure(management=management)
+            try:
+                self.start()
+            except BaseException as error:
+                self.stop()
+                if not left or not isinstance(error, RuntimeError):
+                    raise
+            else:
+                return
+
+    def _configure(self, *, management: bool) -> None:
+        """Choose ports; it takes seconds until it binds them, in which somebody else may."""
+        folder = self.folder
         self.port, self.dist_port, self.epmd_port = free_port(), free_port(), free_port()
         self.management_port = free_port() if management else None
-        plugins = "[rabbitmq_management]." if management else "[]."
-        (folder / "enabled_plugins").write_text(plugins)
         config = f"listeners.tcp.default = 127.0.0.1:{self.port}\n"
         if management:
             config += f"management.tcp.port = {self.management_port}\nmanagement.tcp.ip = 127.0.0.1\n"
@@ -207,7 +223,6 @@ class RabbitServer:
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
-        self.start()
 
     @property
     def url(self) -> str:
@@ -218,8 +233,7 @@ class RabbitServer:
         return f"http://guest:guest@127.0.0.1:{self.management_port}"
 
     def start(self) -> None:
-        server = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin") or system_command("rabbitmq-server")
-        self.process = Process([server], log=self.folder / "rabbit.log", cwd=self.folder, env=self.env)
+        self.process = Process([self.binary], log=self.folder / "rabbit.log", cwd=self.folder, env=self.env)
         self.process.wait_for("completed with", 60)
 
     def stop(self) -> None:
