@@ -178,7 +178,8 @@ class Stream:
 
     def told_once(self, inbox: Inbox) -> bool:
         """Whether people see each kind in one message, with all of its failures."""
-        assert sorted(map(told, inbox.top())) == sorted(self.made.values())
+        found, made = sorted(map(told, inbox.top())), sorted(self.made.values())
+        assert found == made, f"{found} were told of {made}"
         return True
 
 

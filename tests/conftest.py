@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from celeryscope.monitor.guard import Guard
@@ -80,17 +81,36 @@ def _valkey(valkey_server: RedisServer) -> RedisServer:
     return valkey_server
 
 
-@pytest.fixture(scope="session", name="redis_server")
-def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Debian's Redis (make integration)."""
+@pytest.fixture(scope="session", name="debian_redis")
+def _debian_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"), binary=system_command("redis-server"))
     yield server
     server.stop()
 
 
-@pytest.fixture(scope="session", name="rabbit")
-def _rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    """A RabbitMQ with its management API (make integration)."""
+@pytest.fixture(name="redis_server")
+def _redis_server(debian_redis: RedisServer) -> RedisServer:
+    """Debian's Redis (make integration), emptied."""
+    import redis
+
+    with redis.Redis.from_url(debian_redis.url) as client:
+        client.flushall()
+    return debian_redis
+
+
+@pytest.fixture(scope="session", name="rabbit_server")
+def _rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     server = RabbitServer(tmp_path_factory.mktemp("rabbit"), management=True)
     yield server
     server.stop()
+
+
+@pytest.fixture(name="rabbit")
+def _rabbit(rabbit_server: RabbitServer) -> RabbitServer:
+    """A RabbitMQ with its management API (make integration), without a queue."""
+    import httpx
+
+    with httpx.Client(base_url=rabbit_server.management_url, trust_env=False, timeout=30) as api:
+        for queue in api.get("/api/queues/%2F", params={"columns": "name"}).raise_for_status().json():
+            api.delete(f"/api/queues/%2F/{quote(queue['name'], safe='')}")
+    return rabbit_server
