@@ -78,7 +78,8 @@ def test_restarted_under_load(server: RedisServer, tmp_path: Path) -> None:
 def test_restarted_under_load_with_real_workers(server: RedisServer, tmp_path: Path) -> None:
     """What the worker itself says that it started is what was seen of it and what is missed."""
     (tmp_path / "truth").touch()
-    env = {"BROKER": server.url, "TRUTH": str(tmp_path / "truth"), "PYTHONPATH": str(APPS)}
+    # The server comes back empty: there is nothing to put back into it, and kombu may end the worker by trying to.
+    env = {"BROKER": server.url, "TRUTH": str(tmp_path / "truth"), "PYTHONPATH": str(APPS), "RESTORE": "no"}
     argv = worker_argv("exactly", "-c", "2", "-n", "w@again", "-Q", "default")
 
     def flood(name: str) -> Process:
