@@ -123,13 +123,15 @@ class KombuFeed:
         """The connection's end gives back what was not acknowledged."""
 
 
-# Out of memory, Redis refuses RPUSH to a script that has not written before; and who else would make room?
+# Out of memory, Redis refuses RPUSH to a script that has not written before; and who else would make room? So something
+# is deleted first, but no tag: where RPUSH is refused for another reason, the message must keep its place.
 _BACK = """
 local function back(tag)
   local message = redis.call('HGET', KEYS[2], tag)
-  redis.call('ZREM', KEYS[3], tag)
+  redis.call('HDEL', KEYS[2], '')
   if message then redis.call('RPUSH', KEYS[1], message) end
   redis.call('HDEL', KEYS[2], tag)
+  redis.call('ZREM', KEYS[3], tag)
 end
 """
 _TAKE = (

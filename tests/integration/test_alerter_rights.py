@@ -13,8 +13,10 @@ import pytest
 import redis
 from alerting import alerter_process, batch, entry, publish, task_of
 from celeryscope.alerts.failure import QUEUE
+from celeryscope.alerts.feeds import RedisFeed
 from celeryscope.demo.inbox import Inbox
 from helpers import ROOT, eventually, running
+from kombu import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +70,19 @@ def test_on_valkey(valkey: RedisServer, tmp_path: Path):
 
 def test_on_redis(redis_server: RedisServer, tmp_path: Path):
     check(redis_server, tmp_path)
+
+
+def test_without_the_right_to_give_back_nothing_loses_its_place(valkey: RedisServer):
+    """What was taken and cannot be given back waits where a later alerter, with that right, finds it."""
+    with redis_user(valkey) as url, redis.Redis.from_url(valkey.url) as client:
+        client.acl_setuser(USER, enabled=True, commands=["-rpush"])
+        publish(valkey.url, [batch(entry("here", task="shop.fails"))])
+        with Connection(url) as connection:
+            reader = RedisFeed(connection)
+            assert len(reader.take(1, lambda _: None)) == 1
+            reader.close()
+        assert client.acl_log()[0]["object"] == "rpush"
+        assert client.hkeys("celeryscope.unacked") == client.zrange("celeryscope.unacked_index", 0, -1) != []
 
 
 def test_on_rabbitmq(rabbit: RabbitServer, tmp_path: Path):
