@@ -377,7 +377,11 @@ class MonitorProcess(Process):
         argv = [sys.executable, "-m", "celeryscope", "monitor", "--broker", broker, "--listen", "127.0.0.1:0"]
         nobodys = dict.fromkeys((key for key in os.environ if key.startswith("CELERY")), "")
         super().__init__([*argv, *map(str, options)], log=folder / f"{name}.log", cwd=folder, env=nobodys)
-        self.wait_for("serves http://")
+        try:
+            self.wait_for("serves http://")
+        except BaseException:
+            self.stop()
+            raise
         self.url = self.output.split("serves ", 1)[1].split("/metrics", 1)[0]
 
     @property
