@@ -8,8 +8,6 @@ import signal
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from celeryscope.alerts import queries
 from celeryscope.alerts.store import Database
 from celeryscope.demo.inbox import TOKEN, Inbox
 from celeryscope.exporters.reading import Page
+from chaos_tools import fetched
 from helpers import Process, eventually, worker_argv
 
 APPS = Path(__file__).resolve().parent / "apps"
@@ -31,14 +30,7 @@ class Scraped(Process):
     def get(self, path: str) -> tuple[int, str]:
         """Return a page's status and text; (0, "") while nothing is served yet."""
         found = re.search(r"serves (http://\S+)/metrics", self.output)
-        if found is None:
-            return 0, ""
-        try:
-            with urllib.request.urlopen(found[1] + path, timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return fetched(found[1] + path) if found else (0, "")
 
     def page(self) -> Page:
         return Page(self.get("/metrics")[1])

@@ -370,6 +370,16 @@ class Fleet:
                 connection.collect(socket_timeout=0.5)
 
 
+def fetched(url: str) -> tuple[int, str]:
+    """Return a page's status and text."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
 class MonitorProcess(Process):
     """A real `celeryscope monitor`, serving when this returns."""
 
@@ -391,12 +401,7 @@ class MonitorProcess(Process):
         return Page(text)
 
     def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return fetched(self.url + path)
 
     def ready(self) -> bool:
         return self.get("/-/ready")[0] == 200
