@@ -93,7 +93,7 @@ TASKS = (
     _counter(
         "celery_task_negative_waits_total",
         Q,
-        "Waits that came out negative, because two clocks disagree; not in the histograms.",
+        "Waits and runtimes that came out negative, as clocks disagree or were set; not in the histograms.",
     ),
     _gauge("celery_tasks_waiting", Q, "Tasks sent or received that have not started and are past their ETA."),
     _gauge("celery_tasks_running", Q, "Runs under way on workers that are alive."),

@@ -350,11 +350,11 @@ class TaskTable(RunStore):
 
     def _observe_prefetch(self, run: Run) -> None:
         # Both are stamped by the same worker; an ETA is not waiting.
-        self.rows.observe(run.row, r.PREFETCH, max(0.0, run.started_at - max(run.received_at, run.eta)))
+        self._observe(run, r.PREFETCH, run.started_at - max(run.received_at, run.eta))
 
     def _observe_runtime(self, run: Run, which: int) -> None:
         if run.started_at:
-            self.rows.observe(run.row, which, max(0.0, run.ended_at - run.started_at))
+            self._observe(run, which, run.ended_at - run.started_at)
 
     def _observe_end(self, run: Run) -> None:
         if run.retries >= 0:
@@ -363,11 +363,14 @@ class TaskTable(RunStore):
             self._observe_total(run)
 
     def _observe_total(self, run: Run) -> None:
-        total = run.ended_at - run.first_sent
-        if total < -TOLERANCE:
+        self._observe(run, r.TOTAL, run.ended_at - run.first_sent)
+
+    def _observe(self, run: Run, which: int, seconds: float) -> None:
+        """Put a time into a histogram; one that clocks deny (two of them, or one that was set) is counted instead."""
+        if seconds < -TOLERANCE:
             run.row.counts[r.NEGATIVE_WAIT] += 1
         else:
-            self.rows.observe(run.row, r.TOTAL, max(0.0, total))
+            self.rows.observe(run.row, which, max(0.0, seconds))
 
 
 def _wait(run: Run) -> float | None:

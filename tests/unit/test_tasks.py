@@ -507,6 +507,19 @@ def test_clocks_that_disagree_are_counted_and_not_clamped_in_silence() -> None:
     assert story.number("celery_task_wait_seconds", "t", "q") is None
 
 
+def test_a_clock_that_is_set_back_while_a_task_runs_is_counted_and_not_clamped_in_silence() -> None:
+    """Received, then ten minutes back, started, ten minutes back again, failed: no wait, no runtime of 0 s."""
+    story = Story()
+    story.task("sent", host="producer", name="t", queue="q", retries=0, at=-1200.0)
+    story.task("received", name="t", retries=0)
+    story.task("started", at=-600.0)
+    story.task("failed", at=-1190.0, exception="ValueError('x')")
+    assert story.number("celery_task_negative_waits_total", "t", "q") == 2  # the time in the worker and the runtime
+    assert story.number("celery_task_prefetch_seconds", "t", "q") is None
+    assert story.number("celery_task_runtime_seconds", "t", "q", "failed") is None
+    assert story.number("celery_task_total_seconds", "t", "q") == 1
+
+
 @pytest.mark.parametrize("runtime", [None, -5.0, 1e308])
 def test_a_runtime_that_is_missing_or_a_lie_is_measured_instead(runtime: float | None) -> None:
     story = Story()
