@@ -1,8 +1,7 @@
-"""Golden files: `golden("name.txt", text)` compares; UPDATE_GOLDEN=1 writes them anew, to be read before committing."""
+"""Golden files: `golden("name.txt", text)` compares; `--update-golden` writes them anew, to be read before committing."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,14 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(name="golden")
-def _golden():
+def _golden(request: pytest.FixtureRequest):
     """Compare a text with the file of that name beside this one."""
 
     def compare(name, text):
         file = FOLDER / name
-        if os.environ.get("UPDATE_GOLDEN"):
+        if request.config.getoption("--update-golden"):
             file.write_text(text, encoding="utf-8")
-        assert file.exists(), f"{file} is missing: run UPDATE_GOLDEN=1 pytest tests/golden, and read what it wrote"
-        assert text == file.read_text(encoding="utf-8"), f"differs from {file}: if that is meant, UPDATE_GOLDEN=1"
+        assert file.exists(), f"{file} is missing: run pytest tests/golden --update-golden, and read what it wrote"
+        assert text == file.read_text(encoding="utf-8"), f"differs from {file}: if that is meant, --update-golden"
 
     return compare
