@@ -1,4 +1,4 @@
-"""Golden files: `golden("name.txt", text)` compares; `--update-golden` writes them anew, to be read before committing."""
+"""Golden files: `golden("name.txt", text)` compares; `--update-golden` writes them anew, to be read before a commit."""
 
 from __future__ import annotations
 
