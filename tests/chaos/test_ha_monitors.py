@@ -27,9 +27,9 @@ WATCHDOG = ("Watchdog", "")
 
 
 def impatient() -> RulesSettings:
-    """The shipped thresholds without their patience: whatever is wrong for a second fires."""
+    """The shipped thresholds with little patience: what is wrong for five seconds fires; a starved machine does not."""
     waits = [name for name in RulesSettings.model_fields if name.endswith("_for")]
-    return defaults(**dict.fromkeys(waits, "1s"), recording_interval="1s")
+    return defaults(**dict.fromkeys(waits, "5s"), recording_interval="1s")
 
 
 class Pair:
@@ -54,7 +54,7 @@ class Pair:
         """Start it, on the address that it always has, and with the state that it left."""
         self.lives += 1
         options = ("--listen", self.addresses[name], "--state-dir", self.folder / f"state-{name}")
-        paces = ("--sample-interval", "1", "--worker-timeout", "6")
+        paces = ("--sample-interval", "1", "--worker-timeout", "15")
         monitor = MonitorProcess(self.folder, self.url, *options, *paces, name=f"{name}-{self.lives}")
         self.stack.callback(monitor.stop)
         self.up[name] = monitor
