@@ -190,7 +190,7 @@ app.conf.broker_transport_options = {options!r}
 def sentinel_of(master: RedisServer, folder: Path) -> Iterator[int]:
     """A sentinel that watches `master` and decides alone; its port."""
     folder.mkdir()
-    settings = ("down-after-milliseconds main 1000", "failover-timeout main 3000", "parallel-syncs main 1")
+    settings = ("down-after-milliseconds main 3000", "failover-timeout main 3000", "parallel-syncs main 1")
     for _ in range(5):
         port = free_port()
         conf = folder / f"sentinel-{port}.conf"
