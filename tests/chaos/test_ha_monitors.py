@@ -114,7 +114,8 @@ def _pair(redis_server: RedisServer, tmp_path: Path) -> Iterator[Pair]:
 
 def test_two_monitors_are_one_truth_through_a_rolling_restart_of_both(pair: Pair) -> None:
     """Counts are exact while either is away, recorded rates are not doubled, and only what is true fires."""
-    # Without any patience, Prometheus misses everybody before its first scrape.
+    # With so little patience, Prometheus misses everybody before its first scrape.
+    pair.scraped()
     eventually(lambda: pair.prometheus.firing() == {"Watchdog"}, SLOW, 0.5)
     began, pair.since = pair.fleet.started, time.time()
     grown = pair.phase()
