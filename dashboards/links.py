@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 FLOWER = "${flower}"
 DEFAULT_FLOWER = "http://localhost:5555"
-"""The value of the table cell that was clicked."""
 CARRIED = ("datasource", "broker")
 """The variables that every link to a board takes along."""
 
